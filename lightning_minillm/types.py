@@ -1,0 +1,159 @@
+"""Frozen containers that travel through the package, with the shape of every field.
+
+Legend: B rows, P prompt tokens, T response tokens, L = P + T tokens, N valid target tokens, H hidden size.
+Masks are boolean and ``True`` counts. New values make a new object (``dataclasses.replace``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+_Batch = TypeVar("_Batch", bound="DeviceMovable")
+
+
+@dataclass(frozen=True)
+class DeviceMovable:
+    """Gives a frozen dataclass the ``.to(device)`` by which Lightning moves batches."""
+
+    def to(self: _Batch, device: torch.device | str, non_blocking: bool = False) -> _Batch:
+        """Return a copy whose tensors (nested batches included) lie on ``device``."""
+        moved = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, (Tensor, DeviceMovable)):
+                moved[field.name] = value.to(device, non_blocking=non_blocking)
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class PromptBatch(DeviceMovable):
+    """Left-padded prompts to respond to."""
+
+    input_ids: Tensor
+    """``[B, P]`` int64, padding on the left."""
+    attention_mask: Tensor
+    """``[B, P]`` bool."""
+    indices: Tensor
+    """``[B]`` int64, each prompt's row in its data set: seeds the row's sampling noise."""
+
+
+@dataclass(frozen=True)
+class TokenBatch(DeviceMovable):
+    """Right-padded token sequences, some tokens of which are targets."""
+
+    input_ids: Tensor
+    """``[B, L]`` int64."""
+    attention_mask: Tensor
+    """``[B, L]`` bool."""
+    target_mask: Tensor
+    """``[B, L]`` bool; ``True`` at ``t`` means that token ``t`` itself is to be predicted from those before it.
+    Never ``True`` at ``t = 0``. Not shifted: the one shift is in ``functional.logprobs``."""
+    indices: Tensor
+    """``[B]`` int64, rows in the data set."""
+    normalizer: float
+    """What summed token losses are divided by: target tokens of the whole optimiser step (all ranks and
+    micro-batches) divided by (ranks x micro-batches). Lightning's averages over both then give the exact mean
+    over the tokens of the global batch."""
+
+
+@dataclass(frozen=True)
+class EvaluationBatch(DeviceMovable):
+    """Prompts with their references, and the same rows as teacher-forced sequences."""
+
+    prompts: PromptBatch
+    tokens: TokenBatch
+    """Prompt + first reference; targets are the reference's tokens."""
+    references: tuple[tuple[str, ...], ...]
+    """B tuples of acceptable responses, at least one each."""
+    tasks: tuple[str, ...]
+    """B task names (``""`` where the data set has none)."""
+    prompt_texts: tuple[str, ...]
+    """B instructions as a person would read them (for tables)."""
+
+
+@dataclass(frozen=True)
+class RolloutBatch(DeviceMovable):
+    """Sampled responses with the log-probabilities they were sampled with."""
+
+    prompt_ids: Tensor
+    """``[B, P]`` int64, padding on the left."""
+    prompt_mask: Tensor
+    """``[B, P]`` bool."""
+    response_ids: Tensor
+    """``[B, T]`` int64, padding on the right; a row ends with its first eos, which counts."""
+    response_mask: Tensor
+    """``[B, T]`` bool, made from lengths, never from the pad id."""
+    indices: Tensor
+    """``[B]`` int64, rows of the prompts."""
+    student_logprobs: Tensor
+    """``[B, T]`` float32, log q(y_t) at the sampling temperature; 0 where masked."""
+    teacher_logprobs: Tensor | None
+    """``[B, T]`` float32, log p(y_t) at the sampling temperature; ``None`` when sampled without a teacher."""
+    mixture_logprobs: Tensor
+    """``[B, T]`` float32, log mu(y_t) of the distribution that was sampled from."""
+    reward_logprobs: Tensor | None
+    """``[B, T]`` float32, log p(y_t) at the reward's temperature (``teacher_reward_temperature``)."""
+    teacher_hidden: Tensor | None = None
+    """``[B, T, H]``, the teacher's last hidden states that predict each response token, if cached."""
+
+    def __len__(self) -> int:
+        return self.response_ids.shape[0]
+
+    @property
+    def lengths(self) -> Tensor:
+        """``[B]`` int64, response tokens of each row, eos included."""
+        return self.response_mask.sum(-1)
+
+
+@dataclass(frozen=True)
+class PolicyBatch(DeviceMovable):
+    """One micro-batch of a rollout phase, ready for the policy-gradient loss."""
+
+    rollouts: RolloutBatch
+    advantages: Tensor
+    """``[B, T]`` float32, whitened over the whole optimiser step; no gradient."""
+    importance_weights: Tensor
+    """``[B, T]`` float32, w_t = q(y_t) / mu(y_t) when sampled; no gradient."""
+    normalizer: float
+    """As in :class:`TokenBatch`, counted over response tokens."""
+    lm: TokenBatch | None = None
+    """Pretraining rows of the same step."""
+
+
+@dataclass(frozen=True)
+class TokenSignals:
+    """What a token loss sees: everything about N valid target tokens."""
+
+    student_logits: Tensor
+    """``[N, V]`` float32, already divided by the temperature."""
+    target_ids: Tensor
+    """``[N]`` int64."""
+    teacher_logits: Tensor | None
+    """``[N, V]`` float32 without gradient; ``None`` for losses with ``needs_teacher = False``."""
+    inputs: Mapping[str, Tensor]
+    """Per-token inputs ``[N]`` that the loss named in ``token_inputs``."""
+
+
+@dataclass(frozen=True)
+class TokenValues:
+    """What a token loss returns."""
+
+    loss: Tensor
+    """``[N]`` per-token loss values, with gradient."""
+    parts: Mapping[str, Tensor]
+    """Named per-token values ``[N]`` to be averaged and logged; gradients through them are dropped."""
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """A reduced loss."""
+
+    loss: Tensor
+    """Scalar with gradient: sum over the tokens divided by the normaliser."""
+    parts: Mapping[str, Tensor]
+    """Detached scalars, each a sum over the tokens divided by the same normaliser."""
