@@ -1,0 +1,118 @@
+"""Divergences between the next-token distributions of a student q and a teacher p.
+
+Every function takes logits ``[N, V]`` and returns ``[N]`` in nats, 0 where both are equal, never NaN for finite
+logits: mixtures are taken in log space. Gradients flow into whatever requires them.
+
+Legend: N tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def kl_divergence(log_a: Tensor, log_b: Tensor) -> Tensor:
+    """KL(a || b) from log-probabilities ``[N, V]``; entries with a = 0 count 0. Returns ``[N]``."""
+    return (log_a.exp() * (log_a - log_b)).masked_fill(log_a == -math.inf, 0).sum(-1)
+
+
+def forward_kl_divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """KL(teacher || student): covers all of the teacher's modes.
+
+    Args:
+        student_logits: ``[N, V]``.
+        teacher_logits: ``[N, V]``.
+
+    Returns:
+        ``[N]``, at least 0 up to rounding.
+
+    Example:
+        >>> forward_kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 0.0]])).item()
+        0.0
+    """
+    return kl_divergence(teacher_logits.log_softmax(-1), student_logits.log_softmax(-1))
+
+
+def reversekl_divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """KL(student || teacher): seeks the teacher's main modes (MiniLLM, arXiv 2306.08543, eq. 1).
+
+    Args:
+        student_logits: ``[N, V]``.
+        teacher_logits: ``[N, V]``.
+
+    Returns:
+        ``[N]``, at least 0 up to rounding.
+
+    Example:
+        >>> logits = torch.tensor([[0.0, 1.0]])
+        >>> reverse_kl(logits, logits).item()
+        0.0
+    """
+    return kl_divergence(student_logits.log_softmax(-1), teacher_logits.log_softmax(-1))
+
+
+def generalized_jsd(student_logits: Tensor, teacher_logits: Tensor, beta: float = 0.5) -> Tensor:
+    """Generalised Jensen-Shannon divergence (GKD, arXiv 2306.13649, eq. 1).
+
+    beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q.
+
+    Args:
+        student_logits: ``[N, V]``, q.
+        teacher_logits: ``[N, V]``, p.
+        beta: weight of the teacher, strictly inside (0, 1). At the ends it is 0 whatever p and q are; the
+            Kullback-Leibler divergences are functions of their own.
+
+    Returns:
+        ``[N]`` in ``[0, log 2]``.
+
+    Raises:
+        ValueError: beta outside (0, 1).
+
+    Example:
+        >>> generalized_jsd(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 1.0]]), beta=0.3).abs().item() < 1e-7
+        True
+    """
+    if not 0 < beta < 1:
+        raise ValueError(f"beta must lie strictly inside (0, 1), got {beta}; use forward_kl or reverse_kl for the ends")
+    log_p, log_q = teacher_logits.log_softmax(-1), student_logits.log_softmax(-1)
+    log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
+    return beta * kl_divergence(log_p, log_m) + (1 - beta) * kl_divergence(log_q, log_m)
+
+
+def cross_entropy(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """-sum p log q: the forward KL plus the teacher's entropy, so the same gradient for the student.
+
+    Not a divergence (its value at q = p is the entropy). The official code logs this one as its KD loss.
+
+    Args:
+        student_logits: ``[N, V]``, q.
+        teacher_logits: ``[N, V]``, p.
+
+    Returns:
+        ``[N]``, at least 0.
+
+    Example:
+        >>> round(cross_entropy(torch.zeros(1, 2), torch.zeros(1, 2)).item(), 4)
+        0.6931
+    """
+    return -(teacher_logits.softmax(-1) * student_logits.log_softmax(-1)).sum(-1)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """-sum q log q.
+
+    Args:
+        logits: ``[N, V]``.
+
+    Returns:
+        ``[N]`` in ``[0, log V]``.
+
+    Example:
+        >>> round(entropy(torch.zeros(1, 2)).item(), 4)
+        0.6931
+    """
+    log_q = logits.log_softmax(-1)
+    return -(log_q.exp() * log_q).masked_fill(log_q == -math.inf, 0).sum(-1)
