@@ -1,0 +1,1 @@
+"""Hydra configuration of the commands, packaged as ``lightning_minillm.conf``."""

@@ -1,0 +1,1 @@
+"""Lightning callbacks: sample tables, throughput, progress bars with rollouts."""
