@@ -19,7 +19,7 @@ def kl_divergence(log_a: Tensor, log_b: Tensor) -> Tensor:
     return (log_a.exp() * (log_a - log_b)).masked_fill(log_a == -math.inf, 0).sum(-1)
 
 
-def forward_kl_divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+def forward_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """KL(teacher || student): covers all of the teacher's modes.
 
     Args:
@@ -36,7 +36,7 @@ def forward_kl_divergence(student_logits: Tensor, teacher_logits: Tensor) -> Ten
     return kl_divergence(teacher_logits.log_softmax(-1), student_logits.log_softmax(-1))
 
 
-def reversekl_divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+def reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """KL(student || teacher): seeks the teacher's main modes (MiniLLM, arXiv 2306.08543, eq. 1).
 
     Args:

@@ -1,0 +1,21 @@
+"""Students, teachers and tokenizers."""
+
+from lightning_minillm.models.loading import (
+    check_tokenizers,
+    init_causal_lm,
+    load_causal_lm,
+    load_tokenizer,
+    shared_vocabulary,
+)
+from lightning_minillm.models.split import SplitCausalLM
+from lightning_minillm.models.teacher import freeze
+
+__all__ = [
+    "SplitCausalLM",
+    "check_tokenizers",
+    "freeze",
+    "init_causal_lm",
+    "load_causal_lm",
+    "load_tokenizer",
+    "shared_vocabulary",
+]

@@ -1,0 +1,138 @@
+"""A causal language model as two steps: hidden states, then projection on the vocabulary.
+
+Prompt logits are never needed and the projection is the largest tensor of a small model, so the package asks every
+model for hidden states and projects only what it uses.
+
+Legend: B rows, L tokens, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lightning_minillm.functional.logprobs import TokenStates, select_targets
+from lightning_minillm.functional.masking import position_ids
+
+
+class SplitCausalLM:
+    """Gives hidden states and logits of a transformers causal LM, equal to the model's own logits.
+
+    Soft-caps and logit scales are the model's. A model whose head cannot be split keeps working: its "hidden states"
+    are then its own logits, with a warning.
+
+    Args:
+        model: any ``AutoModelForCausalLM``. Held, not owned: parameters are registered elsewhere.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self._body = model.base_model if model.base_model is not model else None
+        self._head = model.get_output_embeddings()
+        self._config = model.config.get_text_config()
+        target = self._body if self._body is not None else model
+        self._takes_positions = "position_ids" in inspect.signature(target.forward).parameters
+        self.is_split = self._head is not None and self._body is not None and self._agrees()
+        if not self.is_split:
+            warnings.warn(
+                f"the head of {type(model).__name__} cannot be told from its body: its full logits are computed for"
+                " every token, which takes more memory",
+                stacklevel=2,
+            )
+
+    @property
+    def hidden_size(self) -> int:
+        """Columns of what :meth:`hidden` returns: H, or V for a model that cannot be split."""
+        weight: Tensor = self._head.weight
+        return weight.shape[1] if self.is_split else weight.shape[0]
+
+    def hidden(
+        self, input_ids: Tensor, attention_mask: Tensor, *, positions: Tensor | None = None, cache: Any = None
+    ) -> tuple[Tensor, Any]:
+        """Run the body.
+
+        Args:
+            input_ids: ``[B, L]`` int64.
+            attention_mask: ``[B, S]`` bool, over the cached tokens and ``input_ids``.
+            positions: ``[B, L]`` int64; counted from the mask when ``None``, so that left padding does not matter.
+            cache: a transformers cache to read and extend; ``None`` for none.
+
+        Returns:
+            ``[B, L, H]`` hidden states after the last norm, and the cache.
+
+        Raises:
+            RuntimeError: a cache was given and none came back (gradient checkpointing in train mode switches it off).
+        """
+        if positions is None:
+            positions = position_ids(attention_mask)[:, -input_ids.shape[1] :]
+        kwargs: dict[str, Any] = {"position_ids": positions} if self._takes_positions else {}
+        runner = self._body if self.is_split else self.model
+        assert runner is not None
+        output = runner(
+            input_ids=input_ids,
+            attention_mask=attention_mask.long(),
+            past_key_values=cache,
+            use_cache=cache is not None,
+            return_dict=True,
+            **kwargs,
+        )
+        if cache is not None and output.past_key_values is None:
+            raise RuntimeError("the model returned no key-value cache; sample in eval mode, without checkpointing")
+        return (output.last_hidden_state if self.is_split else output.logits), output.past_key_values
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Map hidden states ``[..., H]`` to the model's logits ``[..., V]``."""
+        if not self.is_split:
+            return hidden
+        logits: Tensor = self._head(hidden)
+        if getattr(self._config, "logit_scale", None) is not None:  # Cohere
+            logits = logits * self._config.logit_scale
+        if getattr(self._config, "logits_scaling", None) is not None:  # Granite
+            logits = logits / self._config.logits_scaling
+        if getattr(self._config, "final_logit_softcapping", None) is not None:  # Gemma
+            cap = self._config.final_logit_softcapping
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+    def token_states(
+        self, input_ids: Tensor, attention_mask: Tensor, target_mask: Tensor
+    ) -> tuple[TokenStates, Tensor]:
+        """Return the states that predict the target tokens, and the target ids ``[N]``.
+
+        Args:
+            input_ids: ``[B, L]`` int64, padded on either side.
+            attention_mask: ``[B, L]`` bool.
+            target_mask: ``[B, L]`` bool, unshifted (see :class:`~lightning_minillm.types.TokenBatch`).
+        """
+        hidden, _ = self.hidden(input_ids, attention_mask)
+        selected, target_ids = select_targets(hidden, input_ids, target_mask)
+        return TokenStates(selected, self.project), target_ids
+
+    @torch.no_grad()
+    def _agrees(self) -> bool:
+        """Whether body and head give the model's own logits on a short input."""
+        parameter = next(self.model.parameters())
+        if parameter.is_meta:
+            return True
+        was_training = self.model.training
+        self.model.eval()
+        self.is_split = True
+        ids = torch.arange(1, 5, device=parameter.device)[None] % self._head.weight.shape[0]
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        try:
+            expected = self.model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits.float()
+            hidden, _ = self.hidden(ids, mask)
+            given = self.project(hidden).float()
+        except (AttributeError, TypeError, ValueError, RuntimeError):
+            return False
+        finally:
+            self.model.train(was_training)
+        tolerance = 1e-3 if parameter.dtype == torch.float32 else 5e-2
+        return expected.shape == given.shape and bool(
+            (expected - given).abs().max() <= tolerance * expected.abs().max().clamp_min(1e-6)
+        )
