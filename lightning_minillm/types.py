@@ -72,6 +72,8 @@ class EvaluationBatch(DeviceMovable):
     """B tuples of acceptable responses, at least one each."""
     tasks: tuple[str, ...]
     """B task names (``""`` where the data set has none)."""
+    exact: tuple[bool, ...]
+    """B flags: the row has one right answer, so that exact match means something."""
     prompt_texts: tuple[str, ...]
     """B instructions as a person would read them (for tables)."""
 

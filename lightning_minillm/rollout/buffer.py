@@ -1,0 +1,229 @@
+"""The rollouts of one phase, served as shuffled micro-batches ``ppo_epochs`` times.
+
+The buffer is the train loader of a phase, that is of one Lightning epoch: sized, so that Lightning fetches nothing
+early, and stateful, so that a run can go on from the middle of a phase.
+
+Which rows share an optimiser step does not depend on the number of ranks. Think of the phase as ``batch_size`` lanes:
+rollout g stands in lane ``g % batch_size``. Every optimiser step takes one rollout of each lane, a pass over the buffer
+shuffles each lane by itself, and rank r owns the lanes ``r, r + ranks, ...``.
+
+Legend: N rollouts of a phase, n rows of a rank, T response tokens, S optimiser steps of a phase.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_minillm.functional.returns import Whitening, whiten, whitening_sums
+from lightning_minillm.rollout.batching import select_rollouts
+from lightning_minillm.types import PolicyBatch, RolloutBatch, TokenBatch
+
+Reduce = Callable[[Tensor], Tensor]
+Gather = Callable[[Any], list[Any]]
+
+
+def lane_schedule(num_rollouts: int, batch_size: int, ppo_epochs: int, seed: int, phase: int) -> Tensor:
+    """Return which rollouts each optimiser step uses.
+
+    Args:
+        num_rollouts: N, a multiple of ``batch_size``.
+        batch_size: rollouts of an optimiser step over all ranks.
+        ppo_epochs: passes over the phase.
+        seed: of the run.
+        phase: number of the phase.
+
+    Returns:
+        ``[S, batch_size]`` int64, S = ppo_epochs N / batch_size; each pass uses every rollout once.
+    """
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + phase) % (2**63))
+    steps = num_rollouts // batch_size
+    lanes = torch.arange(batch_size)
+    passes = [
+        torch.rand(steps, batch_size, generator=generator).argsort(0) * batch_size + lanes for _ in range(ppo_epochs)
+    ]
+    return torch.cat(passes)
+
+
+class RolloutBuffer:
+    """Holds one phase of rollouts of one rank and serves :class:`PolicyBatch` micro-batches.
+
+    Args:
+        num_rollouts: N, rollouts of a phase over all ranks; a multiple of ``batch_size``.
+        batch_size: rollouts of an optimiser step over all ranks and micro-batches.
+        micro_batch_size: rows of one forward pass on one rank; must divide ``batch_size / world_size``.
+        ppo_epochs: passes over each phase, at least 1.
+        max_response_length: columns that ``whiten="all"`` counts for a row.
+        whiten: see :class:`~lightning_minillm.losses.MiniLLMLoss`.
+        seed: of the shuffling.
+        rank: of this process.
+        world_size: number of ranks.
+        lm_batch: returns the i-th micro-batch of the pretraining stream; ``None`` for none.
+        reduce: sums a tensor over ranks.
+        gather: collects an object from all ranks, in the order of ranks.
+
+    Raises:
+        ValueError: sizes that do not divide, with the nearest that do.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_rollouts: int,
+        batch_size: int,
+        micro_batch_size: int,
+        ppo_epochs: int,
+        max_response_length: int,
+        whiten: Whitening,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        lm_batch: Callable[[int], TokenBatch] | None = None,
+        reduce: Reduce = lambda tensor: tensor,
+        gather: Gather = lambda value: [value],
+    ) -> None:
+        _check_divides("num_rollouts", num_rollouts, batch_size, "batch_size")
+        _check_divides("batch_size", batch_size, micro_batch_size * world_size, "micro_batch_size x ranks")
+        if ppo_epochs < 1:
+            raise ValueError(f"ppo_epochs must be at least 1, got {ppo_epochs}")
+        self.num_rollouts = num_rollouts
+        self.batch_size = batch_size
+        self.micro_batch_size = micro_batch_size
+        self.ppo_epochs = ppo_epochs
+        self.max_response_length = max_response_length
+        self.whiten: Whitening = whiten
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.lm_batch = lm_batch
+        self._reduce = reduce
+        self._gather = gather
+        self._position = 0
+        self._phase = -1
+        self._rollouts: RolloutBatch | None = None
+        self._returns = self._weights = torch.zeros(0)
+        self._schedule = torch.zeros(0, 0, dtype=torch.int64)
+        self._sums = self._counts = torch.zeros(0)
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of an optimiser step on each rank."""
+        return self.batch_size // (self.micro_batch_size * self.world_size)
+
+    @property
+    def num_steps(self) -> int:
+        """S, optimiser steps of a phase."""
+        return self.ppo_epochs * self.num_rollouts // self.batch_size
+
+    def __len__(self) -> int:
+        return self.num_steps * self.accumulation
+
+    def local_rows(self) -> Tensor:
+        """Return the numbers ``[n]`` in ``[0, N)`` of the rollouts that this rank samples, in storage order."""
+        rows = torch.arange(self.num_rollouts)
+        return rows[rows % self.batch_size % self.world_size == self.rank]
+
+    def fill(self, rollouts: RolloutBatch, returns: Tensor, importance_weights: Tensor, phase: int) -> None:
+        """Replace the content by a new phase.
+
+        Args:
+            rollouts: n rows, in the order of :meth:`local_rows`.
+            returns: ``[n, T]``, advantages before whitening.
+            importance_weights: ``[n, T]``.
+            phase: number of the phase; together with ``seed`` it decides the order.
+
+        Raises:
+            ValueError: another number of rows than this rank's share.
+        """
+        expected = self.num_rollouts // self.world_size
+        if len(rollouts) != expected:
+            raise ValueError(f"the buffer of this rank holds {expected} rollouts, got {len(rollouts)}")
+        self._rollouts, self._returns, self._weights = rollouts, returns, importance_weights
+        self._phase, self._position = phase, 0
+        schedule = lane_schedule(self.num_rollouts, self.batch_size, self.ppo_epochs, self.seed, phase)
+        lanes = schedule[:, self.rank :: self.world_size]
+        self._schedule = (lanes // self.batch_size) * (self.batch_size // self.world_size) + (
+            lanes % self.batch_size
+        ) // self.world_size
+        self._measure_steps(rollouts)
+
+    def __iter__(self) -> Iterator[PolicyBatch]:
+        """Yield the rest of the phase; a buffer that was restored goes on where it was."""
+        if self._rollouts is None:
+            raise RuntimeError("the rollout buffer is empty: rollouts are collected in on_train_epoch_start")
+        while self._position < len(self):
+            position = self._position
+            self._position += 1
+            yield self._batch(position)
+
+    def _measure_steps(self, rollouts: RolloutBatch) -> None:
+        """Count the tokens and sum the returns of every optimiser step, over all ranks."""
+        mask = rollouts.response_mask
+        sums, counts = [], []
+        for rows in self._schedule.to(mask.device):
+            counts.append(mask[rows].sum())
+            sums.append(whitening_sums(self._returns[rows], mask[rows], self.whiten, self.max_response_length))
+        self._sums = self._reduce(torch.stack(sums))
+        self._counts = self._reduce(torch.stack(counts).double())
+
+    def _batch(self, position: int) -> PolicyBatch:
+        assert self._rollouts is not None
+        step, micro = divmod(position, self.accumulation)
+        rows = self._schedule[step, micro * self.micro_batch_size :][: self.micro_batch_size]
+        rows = rows.to(self._returns.device)
+        rollouts = select_rollouts(self._rollouts, rows)
+        width = rollouts.response_ids.shape[1]
+        advantages = self._returns[rows][:, :width]
+        if self.whiten != "none":
+            advantages = whiten(advantages, self._sums[step])
+        return PolicyBatch(
+            rollouts=rollouts,
+            advantages=advantages,
+            importance_weights=self._weights[rows][:, :width],
+            normalizer=float(self._counts[step]) / (self.world_size * self.accumulation),
+            lm=None if self.lm_batch is None else self.lm_batch(self._phase * len(self) + position),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the phase of all ranks with the position in it, as plain tensors and numbers."""
+        state: dict[str, Any] = {"position": self._position, "phase": self._phase}
+        if self._rollouts is None:
+            return state
+        values = {field.name: getattr(self._rollouts, field.name) for field in fields(self._rollouts)}
+        local = {name: value.cpu() for name, value in values.items() if value is not None}
+        local |= {"returns": self._returns.cpu(), "importance_weights": self._weights.cpu()}
+        state["ranks"] = self._gather(local)
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave; the number of ranks must be the same.
+
+        Raises:
+            ValueError: the state comes from another number of ranks or another number of rollouts.
+        """
+        self._phase, self._position = state["phase"], 0
+        if "ranks" not in state:
+            return
+        if len(state["ranks"]) != self.world_size:
+            raise ValueError(
+                f"the checkpoint holds rollouts of {len(state['ranks'])} ranks and this run has {self.world_size};"
+                " resume on the same number of ranks, or from a checkpoint at the end of a phase"
+            )
+        local = dict(state["ranks"][self.rank])
+        returns, weights = local.pop("returns"), local.pop("importance_weights")
+        missing = {"teacher_logprobs": None, "reward_logprobs": None, "teacher_hidden": None}
+        self.fill(RolloutBatch(**{**missing, **local}), returns, weights, state["phase"])
+        self._position = state["position"]
+
+
+def _check_divides(name: str, value: int, divisor: int, divisor_name: str) -> None:
+    if divisor < 1:
+        raise ValueError(f"{divisor_name} must be at least 1, got {divisor}")
+    if value < 1 or value % divisor:
+        below, above = value // divisor * divisor, (value // divisor + 1) * divisor
+        nearest = above if below < 1 else f"{below} or {above}"
+        raise ValueError(f"{name}={value} is not a multiple of {divisor_name}={divisor}; the nearest is {nearest}")

@@ -1,0 +1,51 @@
+"""How responses are sampled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Options of sampling; checked when made.
+
+    Attributes:
+        max_new_tokens: most tokens of a response, at least 1.
+        min_new_tokens: eos cannot be sampled before that many tokens; in [0, max_new_tokens].
+        temperature: divides the logits of student and teacher; positive. 0 means greedy decoding of the student, for
+            evaluation only.
+        top_k: each model samples from its k most probable tokens; 0 for all.
+        top_p: each model samples from its smallest set of tokens with at least this mass; in (0, 1].
+        teacher_mix_alpha: alpha in [0, 1]; tokens come from (1 - alpha) student + alpha teacher (paper, eq. 3).
+        teacher_reward_temperature: temperature of the teacher in the reward. The official code uses 1 whatever the
+            sampling temperature; ``None`` means the sampling temperature.
+
+    Raises:
+        ValueError: an option outside its range.
+    """
+
+    max_new_tokens: int = 256
+    min_new_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    teacher_mix_alpha: float = 0.2
+    teacher_reward_temperature: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise ValueError(f"min_new_tokens must lie in [0, {self.max_new_tokens}], got {self.min_new_tokens}")
+        if self.temperature < 0 or (self.temperature == 0 and self.teacher_mix_alpha > 0):
+            raise ValueError(
+                f"temperature must be positive (0, greedy, only with teacher_mix_alpha=0), got {self.temperature}"
+            )
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be at least 1, or 0 for all tokens; got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+        if not 0 <= self.teacher_mix_alpha <= 1:
+            raise ValueError(f"teacher_mix_alpha must lie in [0, 1], got {self.teacher_mix_alpha}")
+        if self.teacher_reward_temperature is not None and self.teacher_reward_temperature <= 0:
+            raise ValueError(f"teacher_reward_temperature must be positive or null, got {self.teacher_reward_temperature}")

@@ -1,0 +1,281 @@
+"""Sampling responses from the mixture of student and teacher, in lockstep.
+
+Both models advance together, each with its key-value cache, and only the last position is projected. Every sampled
+token's log-probabilities under student, teacher and mixture come from these same passes: no scoring pass follows.
+
+Legend: B rows, A rows still running, P prompt tokens, T response tokens, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from lightning_minillm.functional.masking import lengths_to_mask, position_ids
+from lightning_minillm.functional.sampling import filter_logprobs, mixture_logprobs, sample_with_noise
+from lightning_minillm.models.split import SplitCausalLM
+from lightning_minillm.rollout.config import SamplingConfig
+from lightning_minillm.types import PromptBatch, RolloutBatch
+
+_COMPACT_BELOW = 0.75
+
+
+def token_noise(seed: int, phase: int, indices: Tensor, width: int) -> Tensor:
+    """Draw the uniform numbers that sampling will use, one a token, ahead of time.
+
+    Args:
+        seed: of the run.
+        phase: number of the rollout phase (or of the evaluation).
+        indices: ``[B]`` rows of the prompts; a prompt has the same noise in any batch and on any rank.
+        width: tokens per row; a shorter width gives the first numbers of a longer one.
+
+    Returns:
+        ``[B, width]`` float64 in [0, 1), on the CPU.
+    """
+    rows = [
+        np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, phase, index)))).random(width)
+        for index in indices.tolist()
+    ]
+    return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, width, dtype=torch.float64)
+
+
+class _Decoder:
+    """One model's running state: cache, attention mask, and the hidden state that predicts the next token."""
+
+    def __init__(self, model: SplitCausalLM, prompts: PromptBatch) -> None:
+        self._model = model
+        self._mask = prompts.attention_mask.bool()
+        self._positions = self._mask.sum(-1, keepdim=True)
+        self._cache: Any = DynamicCache(config=model.model.config)
+        hidden, self._cache = model.hidden(
+            prompts.input_ids, self._mask, positions=position_ids(self._mask), cache=self._cache
+        )
+        self.state = hidden[:, -1]
+
+    def logits(self, vocabulary: int) -> Tensor:
+        """Project the current state: ``[A, vocabulary]`` float32."""
+        return self._model.project(self.state)[:, :vocabulary].float()
+
+    def advance(self, token_ids: Tensor) -> None:
+        """Feed the sampled tokens ``[A]``."""
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(token_ids), 1)], dim=1)
+        hidden, self._cache = self._model.hidden(
+            token_ids[:, None], self._mask, positions=self._positions, cache=self._cache
+        )
+        self._positions = self._positions + 1
+        self.state = hidden[:, -1]
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows but ``rows`` ``[A']``."""
+        self._mask, self._positions, self.state = self._mask[rows], self._positions[rows], self.state[rows]
+        self._cache.batch_select_indices(rows)
+
+
+@dataclass
+class _Record:
+    """Output columns, filled as tokens are drawn; rows keep their place in the batch."""
+
+    ids: Tensor
+    student: Tensor
+    mixture: Tensor
+    teacher: Tensor | None
+    reward: Tensor | None
+    hidden: Tensor | None
+    lengths: Tensor
+
+
+class MixtureSampler:
+    """Samples responses from (1 - alpha) student + alpha teacher.
+
+    Args:
+        student: the student, split.
+        teacher: the teacher, split; ``None`` samples from the student alone (``teacher_mix_alpha`` must be 0).
+        eos_token_ids: ids that end a response.
+        pad_token_id: fills what follows; may equal an eos id.
+        config: sampling options.
+        keep_teacher_hidden: also return the teacher's last hidden states on the response tokens.
+        vocabulary: leading ids to sample from; the smaller of the two models' vocabularies when ``None``.
+
+    Raises:
+        ValueError: a mixture without a teacher.
+    """
+
+    def __init__(
+        self,
+        student: SplitCausalLM,
+        teacher: SplitCausalLM | None,
+        *,
+        eos_token_ids: int | list[int],
+        pad_token_id: int,
+        config: SamplingConfig,
+        keep_teacher_hidden: bool = False,
+        vocabulary: int | None = None,
+    ) -> None:
+        if teacher is None and config.teacher_mix_alpha > 0:
+            raise ValueError(
+                f"teacher_mix_alpha={config.teacher_mix_alpha} mixes in a teacher, but none was given;"
+                " pass a teacher or set teacher_mix_alpha=0"
+            )
+        self.student = student
+        self.teacher = teacher
+        self.eos_token_ids = [eos_token_ids] if isinstance(eos_token_ids, int) else list(eos_token_ids)
+        self.pad_token_id = pad_token_id
+        self.config = config
+        self.keep_teacher_hidden = keep_teacher_hidden and teacher is not None
+        sizes = [m.model.get_output_embeddings().weight.shape[0] for m in (student, teacher) if m is not None]
+        self.vocabulary = min([*sizes, vocabulary] if vocabulary else sizes)
+
+    @torch.no_grad()
+    def sample(self, prompts: PromptBatch, *, seed: int, phase: int = 0) -> RolloutBatch:
+        """Sample one response a prompt.
+
+        Args:
+            prompts: left-padded; every row has at least one token.
+            seed: of the run.
+            phase: number of the rollout phase.
+
+        Returns:
+            Responses with log-probabilities under student, teacher and mixture, trimmed to the longest response.
+            Student and teacher log-probabilities are of the whole distributions at the sampling temperature; the
+            mixture's are of what was sampled from, after top-k, top-p and min_new_tokens.
+
+        Raises:
+            ValueError: an empty prompt.
+        """
+        if not bool(prompts.attention_mask.any(-1).all()):
+            raise ValueError("a prompt is empty: there is nothing to condition the response on")
+        with _eval_mode(self.student, self.teacher):
+            record = self._decode(prompts, token_noise(seed, phase, prompts.indices, self.config.max_new_tokens))
+        width = int(record.lengths.max())
+        return RolloutBatch(
+            prompt_ids=prompts.input_ids,
+            prompt_mask=prompts.attention_mask.bool(),
+            response_ids=record.ids[:, :width],
+            response_mask=lengths_to_mask(record.lengths, width),
+            indices=prompts.indices,
+            student_logprobs=record.student[:, :width],
+            teacher_logprobs=None if record.teacher is None else record.teacher[:, :width],
+            mixture_logprobs=record.mixture[:, :width],
+            reward_logprobs=None if record.reward is None else record.reward[:, :width],
+            teacher_hidden=None if record.hidden is None else record.hidden[:, :width],
+        )
+
+    def _decode(self, prompts: PromptBatch, noise: Tensor) -> _Record:
+        student = _Decoder(self.student, prompts)
+        teacher = _Decoder(self.teacher, prompts) if self.teacher is not None else None
+        record = self._empty_record(prompts, teacher)
+        device = prompts.input_ids.device
+        noise = noise.to(device, torch.float64 if device.type == "cpu" else torch.float32)
+        eos = torch.tensor(self.eos_token_ids, device=device)
+        rows = torch.arange(len(noise), device=device)
+        running = torch.ones(len(noise), dtype=torch.bool, device=device)
+        for t in range(self.config.max_new_tokens):
+            tokens = self._draw(student, teacher, noise[rows, t], t, record, rows, running)
+            record.lengths[rows[running]] = t + 1
+            running = running & ~torch.isin(tokens, eos)
+            count = int(running.sum())
+            if count == 0 or t + 1 == self.config.max_new_tokens:
+                break
+            if count <= _COMPACT_BELOW * len(rows):
+                kept = running.nonzero().squeeze(-1)
+                rows, tokens, running = rows[kept], tokens[kept], running[kept]
+                for decoder in filter(None, (student, teacher)):
+                    decoder.keep(kept)
+            student.advance(tokens)
+            if teacher is not None:
+                teacher.advance(tokens)
+        return record
+
+    def _draw(
+        self,
+        student: _Decoder,
+        teacher: _Decoder | None,
+        noise: Tensor,
+        t: int,
+        record: _Record,
+        rows: Tensor,
+        running: Tensor,
+    ) -> Tensor:
+        """Draw token t of every row and write what belongs to it; finished rows write nothing."""
+        config = self.config
+        temperature = config.temperature or 1.0
+        student_logits = student.logits(self.vocabulary)
+        log_q = (student_logits / temperature).log_softmax(-1)
+        log_p = teacher_logits = None
+        if teacher is not None:
+            teacher_logits = teacher.logits(self.vocabulary)
+            log_p = (teacher_logits / temperature).log_softmax(-1)
+        log_mu = self._mixture(log_q, log_p, forbid_eos=t < config.min_new_tokens)
+        tokens = log_mu.argmax(-1) if config.temperature == 0 else sample_with_noise(log_mu, noise)
+
+        written, drawn = rows[running], tokens[running]
+
+        def at(logprobs: Tensor) -> Tensor:
+            return logprobs[running].gather(-1, drawn[:, None]).squeeze(-1)
+
+        record.ids[written, t] = drawn
+        record.student[written, t] = at(log_q)
+        record.mixture[written, t] = at(log_mu)
+        if teacher is not None and log_p is not None and teacher_logits is not None:
+            assert record.teacher is not None and record.reward is not None
+            record.teacher[written, t] = at(log_p)
+            reward_temperature = config.teacher_reward_temperature
+            if reward_temperature is None or reward_temperature == temperature:
+                record.reward[written, t] = record.teacher[written, t]
+            else:
+                record.reward[written, t] = at((teacher_logits / reward_temperature).log_softmax(-1))
+            if record.hidden is not None:
+                record.hidden[written, t] = teacher.state[running]
+        return tokens
+
+    def _mixture(self, log_q: Tensor, log_p: Tensor | None, forbid_eos: bool) -> Tensor:
+        """The log-probabilities to sample from: each model filtered, then mixed."""
+        if forbid_eos:
+            banned = torch.zeros_like(log_q, dtype=torch.bool)
+            banned[:, self.eos_token_ids] = True
+            log_q = log_q.masked_fill(banned, -torch.inf).log_softmax(-1)
+            log_p = None if log_p is None else log_p.masked_fill(banned, -torch.inf).log_softmax(-1)
+        log_q = filter_logprobs(log_q, self.config.top_k, self.config.top_p)
+        if log_p is None or self.config.teacher_mix_alpha == 0:
+            return log_q
+        log_p = filter_logprobs(log_p, self.config.top_k, self.config.top_p)
+        return mixture_logprobs(log_q, log_p, self.config.teacher_mix_alpha)
+
+    def _empty_record(self, prompts: PromptBatch, teacher: _Decoder | None) -> _Record:
+        shape = (len(prompts.indices), self.config.max_new_tokens)
+        device = prompts.input_ids.device
+
+        def zeros() -> Tensor:
+            return torch.zeros(shape, dtype=torch.float32, device=device)
+
+        return _Record(
+            ids=torch.full(shape, self.pad_token_id, dtype=torch.int64, device=device),
+            student=zeros(),
+            mixture=zeros(),
+            teacher=None if teacher is None else zeros(),
+            reward=None if teacher is None else zeros(),
+            hidden=teacher.state.new_zeros(*shape, teacher.state.shape[-1])
+            if teacher is not None and self.keep_teacher_hidden
+            else None,
+            lengths=torch.zeros(shape[0], dtype=torch.int64, device=device),
+        )
+
+
+@contextmanager
+def _eval_mode(*models: SplitCausalLM | None) -> Iterator[None]:
+    """Sample without dropout, and put the models back as they were."""
+    modes = [(m.model, m.model.training) for m in models if m is not None]
+    for model, _ in modes:
+        model.eval()
+    try:
+        yield
+    finally:
+        for model, training in modes:
+            model.train(training)
