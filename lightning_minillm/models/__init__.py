@@ -1,5 +1,6 @@
 """Students, teachers and tokenizers."""
 
+from lightning_minillm.models.dropout import disable_dropout
 from lightning_minillm.models.loading import (
     check_tokenizers,
     init_causal_lm,
@@ -13,6 +14,7 @@ from lightning_minillm.models.teacher import freeze
 __all__ = [
     "SplitCausalLM",
     "check_tokenizers",
+    "disable_dropout",
     "freeze",
     "init_causal_lm",
     "load_causal_lm",

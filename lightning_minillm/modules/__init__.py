@@ -1,0 +1,7 @@
+"""LightningModules."""
+
+from lightning_minillm.modules.base import CausalLMModule
+from lightning_minillm.modules.minillm import MiniLLMModule
+from lightning_minillm.modules.supervised import KDModule, SFTModule
+
+__all__ = ["CausalLMModule", "KDModule", "MiniLLMModule", "SFTModule"]

@@ -1,0 +1,332 @@
+"""What every module shares: student, frozen teacher, optimiser, and evaluation by generating.
+
+Legend: B rows, N valid target tokens.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lightning_minillm.functional.logprobs import TokenStates
+from lightning_minillm.losses import LanguageModelingLoss, ReverseKL, TokenLoss
+from lightning_minillm.metrics import ExactMatch, RougeL
+from lightning_minillm.models import SplitCausalLM, freeze, shared_vocabulary
+from lightning_minillm.rollout import MixtureSampler, SamplingConfig
+from lightning_minillm.types import EvaluationBatch, LossOutput, RolloutBatch, TokenBatch
+
+ModelSource = PreTrainedModel | Callable[[], PreTrainedModel]
+OptimizerFactory = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
+SchedulerFactory = Callable[..., torch.optim.lr_scheduler.LRScheduler]
+
+
+class EvaluationMetrics(nn.Module):
+    """The metrics of one evaluation; see ``docs/metrics.md``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rouge_l = RougeL()
+        self.exact_match = ExactMatch()
+        self.response_length = MeanMetric()
+        self.loss = MeanMetric()
+        self.reverse_kl = MeanMetric()
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return what was measured; a metric that saw nothing is left out."""
+        names = {"rougeL": self.rouge_l, "exact_match": self.exact_match, "response_length": self.response_length}
+        names |= {"loss": self.loss, "reverse_kl": self.reverse_kl}
+        return {name: metric.compute() for name, metric in names.items() if metric.update_called}
+
+    def reset(self) -> None:
+        """Forget what was seen."""
+        for metric in self.children():
+            metric.reset()
+
+
+class CausalLMModule(L.LightningModule):
+    """A student that can be evaluated, exported and, in subclasses, trained.
+
+    Args:
+        student: a transformers causal LM, or a callable that makes one (called once, in ``configure_model``).
+        tokenizer: of student and teacher.
+        teacher: likewise; frozen and kept out of the optimiser and of checkpoints. ``None`` for none.
+        optimizer: called with the student's trainable parameters.
+        scheduler: called with the optimiser, and with ``num_training_steps`` if it takes that; stepped once an
+            optimiser step. ``None`` for a constant rate.
+        evaluation_sampling: how validation and test sample the student (``teacher_mix_alpha`` must be 0).
+        evaluation_seed: of that sampling.
+    """
+
+    def __init__(
+        self,
+        student: ModelSource,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        teacher: ModelSource | None = None,
+        optimizer: OptimizerFactory | None = None,
+        scheduler: SchedulerFactory | None = None,
+        evaluation_sampling: SamplingConfig | None = None,
+        evaluation_seed: int = 10,
+    ) -> None:
+        super().__init__()
+        self.evaluation_sampling = evaluation_sampling or SamplingConfig(teacher_mix_alpha=0.0)
+        if self.evaluation_sampling.teacher_mix_alpha != 0:
+            raise ValueError("evaluation samples the student alone: set evaluation_sampling.teacher_mix_alpha=0")
+        self.tokenizer = tokenizer
+        self.evaluation_seed = evaluation_seed
+        self.student: PreTrainedModel | None = None
+        self._student_source = student
+        self._teacher_source = teacher
+        self._teacher: tuple[PreTrainedModel, ...] = ()
+        self._splits: dict[str, SplitCausalLM] = {}
+        self._optimizer_factory = optimizer
+        self._scheduler_factory = scheduler
+        self.evaluation_metrics = EvaluationMetrics()
+        self.samples: list[dict[str, Any]] = []
+        """Prompt, references, response and task of every row of the last evaluation on this rank."""
+
+    # --- models -----------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Make the models, once."""
+        if self.student is not None:
+            return
+        self.student = _make(self._student_source)
+        if self._teacher_source is not None:
+            self._teacher = (freeze(_make(self._teacher_source)),)
+            self._warn_about_vocabulary()
+
+    @property
+    def teacher(self) -> PreTrainedModel | None:
+        """The frozen teacher; no submodule."""
+        return self._teacher[0] if self._teacher else None
+
+    @property
+    def student_split(self) -> SplitCausalLM:
+        """The student as body and head."""
+        if self.student is None:
+            self.configure_model()
+        assert self.student is not None
+        return self._split("student", self.student)
+
+    @property
+    def teacher_split(self) -> SplitCausalLM | None:
+        """The teacher as body and head, or ``None``."""
+        return self._split("teacher", self._teacher[0]) if self._teacher else None
+
+    def _split(self, name: str, model: PreTrainedModel) -> SplitCausalLM:
+        if name not in self._splits:
+            self._splits[name] = SplitCausalLM(model)
+        return self._splits[name]
+
+    def _warn_about_vocabulary(self) -> None:
+        assert self.student is not None
+        rows = [model.get_output_embeddings().weight.shape[0] for model in (self.student, self._teacher[0])]
+        if rows[0] != rows[1]:
+            L.pytorch.utilities.rank_zero_warn(
+                f"the student has logits for {rows[0]} ids and the teacher for {rows[1]}; they are compared on the"
+                f" {shared_vocabulary(self.student, self._teacher[0])} that both have (the rest pads the embedding)"
+            )
+
+    def _place_teacher(self) -> None:
+        if self._teacher:
+            self._teacher[0].to(self.device)
+
+    def on_fit_start(self) -> None:
+        """Move the teacher, which Lightning does not know of, to this rank's device."""
+        self._place_teacher()
+
+    def on_validation_start(self) -> None:
+        """Likewise."""
+        self._place_teacher()
+
+    def on_test_start(self) -> None:
+        """Likewise."""
+        self._place_teacher()
+
+    # --- optimisation -----------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        """Make optimiser and schedule from their factories."""
+        if self._optimizer_factory is None:
+            raise ValueError(f"{type(self).__name__} has no optimizer to train with: pass optimizer=...")
+        assert self.student is not None
+        optimizer = self._optimizer_factory(p for p in self.student.parameters() if p.requires_grad)
+        if self._scheduler_factory is None:
+            return optimizer
+        function = getattr(self._scheduler_factory, "func", self._scheduler_factory)
+        kwargs = {}
+        if "num_training_steps" in inspect.signature(function).parameters:
+            kwargs["num_training_steps"] = int(self.trainer.estimated_stepping_batches)
+        scheduler = self._scheduler_factory(optimizer, **kwargs)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def token_states(self, batch: TokenBatch) -> tuple[TokenStates, Tensor]:
+        """Return the student's states of the target tokens, and their ids ``[N]``."""
+        return self.student_split.token_states(batch.input_ids, batch.attention_mask, batch.target_mask)
+
+    def teacher_token_states(self, batch: TokenBatch) -> TokenStates:
+        """Return the teacher's states of the target tokens, without graph."""
+        if self.teacher_split is None:
+            raise ValueError(f"{type(self).__name__} needs a teacher: pass teacher=...")
+        with torch.no_grad():
+            states, _ = self.teacher_split.token_states(batch.input_ids, batch.attention_mask, batch.target_mask)
+        return states
+
+    def apply_loss(self, loss: TokenLoss, batch: TokenBatch) -> LossOutput:
+        """Apply a loss that needs no inputs of its own to a batch of sequences."""
+        states, target_ids = self.token_states(batch)
+        teacher = self.teacher_token_states(batch) if loss.reads_teacher else None
+        return loss(states, target_ids, teacher, normalizer=batch.normalizer)  # type: ignore[no-any-return]
+
+    def log_training(self, output: LossOutput, batch_size: int) -> None:
+        """Log ``train/loss`` and the parts, as means over the target tokens of the step."""
+        values = {"train/loss": output.loss.detach(), **{f"train/{name}": part for name, part in output.parts.items()}}
+        self.log("train/loss", values.pop("train/loss"), prog_bar=True, batch_size=batch_size, sync_dist=True)
+        self.log_dict(values, batch_size=batch_size, sync_dist=True)
+
+    def check_finite(self, loss: Tensor, indices: Tensor) -> None:
+        """Stop the run at a loss that is not finite.
+
+        Raises:
+            FloatingPointError: with the rows of the batch; the last checkpoint stays as it is.
+        """
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at step {self.global_step}, on the rows {indices.tolist()} of the training"
+                " data. The last checkpoint is from before; try a smaller learning rate, gradient clipping or float32"
+            )
+
+    # --- evaluation -------------------------------------------------------------------------------------------------
+
+    def sampler(self, config: SamplingConfig, **kwargs: Any) -> MixtureSampler:
+        """Return a sampler of the student, mixed with the teacher if ``config`` says so."""
+        teacher = self.teacher_split if config.teacher_mix_alpha > 0 or kwargs.get("keep_teacher_hidden") else None
+        assert self.tokenizer.eos_token_id is not None and self.tokenizer.pad_token_id is not None
+        return MixtureSampler(
+            self.student_split,
+            kwargs.pop("teacher", teacher),
+            eos_token_ids=self.tokenizer.eos_token_id,
+            pad_token_id=self.tokenizer.pad_token_id,
+            config=config,
+            **kwargs,
+        )
+
+    def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
+        """Measure one batch; see :meth:`evaluate_batch`."""
+        self.evaluate_batch(batch)
+
+    def test_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
+        """Measure one batch; see :meth:`evaluate_batch`."""
+        self.evaluate_batch(batch)
+
+    @torch.no_grad()
+    def evaluate_batch(self, batch: EvaluationBatch) -> None:
+        """Score the references, sample responses, and compare both with references and teacher."""
+        metrics = self.evaluation_metrics
+        states, target_ids = self.token_states(batch.tokens)
+        metrics.loss.update(LanguageModelingLoss()(states, target_ids).loss, weight=len(states))
+        rollouts = self.sampler(self.evaluation_sampling).sample(batch.prompts, seed=self.evaluation_seed)
+        if self._teacher:
+            sequences = rollout_sequences(rollouts, normalizer=1.0)
+            student, ids = self.token_states(sequences)
+            teacher = self.teacher_token_states(sequences)
+            temperature = self.evaluation_sampling.temperature or 1.0
+            reverse_kl = ReverseKL()(student, ids, teacher, temperature=temperature).loss
+            metrics.reverse_kl.update(reverse_kl, weight=len(student))
+        metrics.response_length.update(rollouts.lengths.float())
+        responses = self.decode(rollouts)
+        metrics.rouge_l.update(responses, batch.references)
+        exact = [row for row, flag in enumerate(batch.exact) if flag]
+        if exact:
+            metrics.exact_match.update([responses[row] for row in exact], [batch.references[row] for row in exact])
+        for row, response in enumerate(responses):
+            self.samples.append(
+                {
+                    "index": int(batch.prompts.indices[row]),
+                    "task": batch.tasks[row],
+                    "prompt": batch.prompt_texts[row],
+                    "references": list(batch.references[row]),
+                    "response": response,
+                    "exact": batch.exact[row],
+                }
+            )
+
+    def decode(self, rollouts: RolloutBatch) -> list[str]:
+        """Return the responses as text, without eos and padding."""
+        ids = [row[mask] for row, mask in zip(rollouts.response_ids, rollouts.response_mask, strict=True)]
+        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    def on_validation_epoch_start(self) -> None:
+        """Start a new evaluation."""
+        self.evaluation_metrics.reset()
+        self.samples = []
+
+    def on_test_epoch_start(self) -> None:
+        """Start a new evaluation."""
+        self.evaluation_metrics.reset()
+        self.samples = []
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val/...``."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log ``test/...``."""
+        self._log_evaluation("test")
+
+    def _log_evaluation(self, stage: str) -> None:
+        values = {f"{stage}/{name}": value.float() for name, value in self.evaluation_metrics.compute().items()}
+        shown = {f"{stage}/rougeL", f"{stage}/loss"}
+        for name, value in values.items():
+            self.log(name, value, prog_bar=name in shown, rank_zero_only=True)
+        self.evaluation_metrics.reset()
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another architecture before anything is overwritten.
+
+        Raises:
+            ValueError: names or shapes of the weights differ.
+        """
+        own = {name: tuple(value.shape) for name, value in self.state_dict().items()}
+        theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+        if own != theirs:
+            names = sorted(own.keys() ^ theirs.keys()) or [name for name in own if own[name] != theirs[name]]
+            raise ValueError(
+                f"the checkpoint is of another architecture: {len(names)} weights differ in name or shape, e.g."
+                f" {names[0]} (here {own.get(names[0])}, there {theirs.get(names[0])}); give the model it was made from"
+            )
+
+    def export(self, folder: str) -> None:
+        """Write the student and the tokenizer as a Hugging Face folder."""
+        if self.student is None:
+            self.configure_model()
+        assert self.student is not None
+        self.student.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def rollout_sequences(rollouts: RolloutBatch, normalizer: float) -> TokenBatch:
+    """Return prompt + response as one sequence a row, with the response tokens as targets."""
+    no_targets = torch.zeros_like(rollouts.prompt_mask)
+    return TokenBatch(
+        input_ids=torch.cat([rollouts.prompt_ids, rollouts.response_ids], dim=1),
+        attention_mask=torch.cat([rollouts.prompt_mask, rollouts.response_mask], dim=1),
+        target_mask=torch.cat([no_targets, rollouts.response_mask], dim=1),
+        indices=rollouts.indices,
+        normalizer=normalizer,
+    )
+
+
+def _make(source: ModelSource) -> PreTrainedModel:
+    return source if isinstance(source, PreTrainedModel) else source()

@@ -1,0 +1,246 @@
+"""MiniLLM: the clipped policy gradient of the reverse KL, on the student's own text (arXiv 2306.08543, Algorithm 1)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lightning_minillm.functional.kl_estimators import k1
+from lightning_minillm.functional.logprobs import TokenStates, target_logprobs
+from lightning_minillm.functional.masking import masked_mean
+from lightning_minillm.functional.policy_gradient import importance_weights
+from lightning_minillm.losses import KDLoss, MiniLLMLoss, TokenLoss
+from lightning_minillm.models import disable_dropout
+from lightning_minillm.modules.base import CausalLMModule, ModelSource, rollout_sequences
+from lightning_minillm.rollout import RolloutBuffer, SamplingConfig, collect_rollouts
+from lightning_minillm.rollout.batching import select_rollouts
+from lightning_minillm.rollout.collector import ProgressListener
+from lightning_minillm.types import LossOutput, PolicyBatch, PromptBatch, RolloutBatch
+
+TeacherCache = Literal["hidden", "none"]
+
+
+class MiniLLMModule(CausalLMModule):
+    """Distils the teacher into the student by minimising the reverse KL on rollouts.
+
+    One Lightning epoch is one phase: rollouts are collected with the current weights at its start, and the buffer that
+    holds them is the train loader.
+
+    Args:
+        student: see :class:`CausalLMModule`; an already fine-tuned one in the paper.
+        tokenizer: see :class:`CausalLMModule`.
+        teacher: see :class:`CausalLMModule`; required.
+        loss: the policy-gradient loss; ``MiniLLMLoss()``, the official preset, by default.
+        lm_loss: loss on the pretraining batch; ``KDLoss(0.5)``, the official one, by default.
+        lm_coef: weight of that loss, at least 0; used when the data module has a pretraining corpus.
+        sampling: how rollouts are sampled.
+        num_rollouts: rollouts of a phase over all ranks; a multiple of the data module's batch size (official 256).
+        ppo_epochs: passes over each phase (official 4).
+        rollout_batch_size: rows that are sampled together on a rank: speed and memory only.
+        dropout: keep the student's dropout during updates. Off by default: the official code trains in eval mode, and
+            with dropout the update's log-probabilities are not those that the rollouts were sampled with.
+        teacher_cache: ``"hidden"`` keeps the teacher's last hidden states of the rollouts, so that updates need no
+            teacher pass over them; ``"none"`` runs the teacher again, for tight memory.
+        recompute_logprobs: replace the sampler's student log-probabilities by those of one full pass, for half
+            precision, where cached decoding and a full pass differ.
+        seed: of sampling and shuffling.
+        kwargs: of :class:`CausalLMModule`.
+
+    Raises:
+        ValueError: an option outside its range.
+    """
+
+    def __init__(
+        self,
+        student: ModelSource,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        teacher: ModelSource,
+        loss: MiniLLMLoss | None = None,
+        lm_loss: TokenLoss | None = None,
+        lm_coef: float = 1.0,
+        sampling: SamplingConfig | None = None,
+        num_rollouts: int = 256,
+        ppo_epochs: int = 4,
+        rollout_batch_size: int = 64,
+        dropout: bool = False,
+        teacher_cache: TeacherCache = "hidden",
+        recompute_logprobs: bool = False,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(student, tokenizer, teacher=teacher, **kwargs)
+        if lm_coef < 0:
+            raise ValueError(f"lm_coef must be at least 0, got {lm_coef}")
+        if teacher_cache not in ("hidden", "none"):
+            raise ValueError(f"teacher_cache must be 'hidden' or 'none', got {teacher_cache!r}")
+        if ppo_epochs < 1 or num_rollouts < 1 or rollout_batch_size < 1:
+            raise ValueError("num_rollouts, ppo_epochs and rollout_batch_size must be at least 1")
+        self.loss = loss or MiniLLMLoss()
+        self.lm_loss = lm_loss or KDLoss(0.5)
+        self.lm_coef = lm_coef
+        self.sampling = sampling or SamplingConfig()
+        if self.sampling.temperature == 0:
+            raise ValueError("rollouts need a positive sampling temperature, got 0")
+        self.num_rollouts = num_rollouts
+        self.ppo_epochs = ppo_epochs
+        self.rollout_batch_size = rollout_batch_size
+        self.dropout = dropout
+        self.teacher_cache = teacher_cache
+        self.recompute_logprobs = recompute_logprobs
+        self.seed = seed
+        self.rollout_listeners: list[ProgressListener] = []
+        """Called with (rollouts done, rollouts to do) while a phase is collected."""
+        self._buffer: RolloutBuffer | None = None
+        self._prompts: Any = None
+
+    def configure_model(self) -> None:
+        """Make the models; without ``dropout``, switch the student's off."""
+        if self.student is None:
+            super().configure_model()
+            if not self.dropout and self.student is not None:
+                disable_dropout(self.student)
+
+    # --- rollouts ---------------------------------------------------------------------------------------------------
+
+    def build_train_loader(self, datamodule: Any) -> RolloutBuffer:
+        """Return the (still empty) buffer as train loader; the data module calls this.
+
+        Args:
+            datamodule: gives ``prompt_stream`` and ``train_set`` (prompts), ``lm_stream`` (or ``None``), ``batch_size``
+                and ``micro_batch_size``.
+
+        Raises:
+            ValueError: sizes that do not divide.
+        """
+        self._prompts = datamodule
+        lm_stream = datamodule.lm_stream if self.lm_coef > 0 else None
+        self._buffer = RolloutBuffer(
+            num_rollouts=self.num_rollouts,
+            batch_size=datamodule.batch_size,
+            micro_batch_size=datamodule.micro_batch_size,
+            ppo_epochs=self.ppo_epochs,
+            max_response_length=self.sampling.max_new_tokens,
+            whiten=self.loss.whiten,
+            seed=self.seed,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+            lm_batch=None if lm_stream is None else lm_stream.batch,
+            reduce=lambda tensor: self.trainer.strategy.reduce(tensor, reduce_op="sum"),
+            gather=self._gather_objects,
+        )
+        return self._buffer
+
+    def on_train_epoch_start(self) -> None:
+        """Collect a phase of rollouts with the current weights."""
+        assert self._buffer is not None
+        started = time.perf_counter()
+        phase = self.trainer.current_epoch
+        with self.trainer.precision_plugin.forward_context():
+            rollouts = self.collect(self._phase_prompts(phase), phase)
+        weights = importance_weights(rollouts.student_logprobs, rollouts.mixture_logprobs, rollouts.response_mask)
+        self._buffer.fill(rollouts, self.loss.returns(rollouts), weights, phase)
+        self._log_rollouts(rollouts, weights, time.perf_counter() - started)
+
+    def collect(self, prompts: PromptBatch, phase: int) -> RolloutBatch:
+        """Sample a response to every prompt with the current weights.
+
+        Args:
+            prompts: left-padded, on this module's device.
+            phase: number of the phase; decides the noise together with ``seed`` and each prompt's row.
+        """
+        sampler = self.sampler(
+            self.sampling, teacher=self.teacher_split, keep_teacher_hidden=self.teacher_cache == "hidden"
+        )
+        rollouts = collect_rollouts(
+            sampler,
+            prompts,
+            seed=self.seed,
+            phase=phase,
+            batch_size=self.rollout_batch_size,
+            listeners=self.rollout_listeners,
+        )
+        return self._recomputed(rollouts) if self.recompute_logprobs else rollouts
+
+    def _phase_prompts(self, phase: int) -> PromptBatch:
+        assert self._buffer is not None
+        rows = self._prompts.prompt_stream.indices(phase * self.num_rollouts, self.num_rollouts)
+        prompts: PromptBatch = self._prompts.train_set.prompt_batch(rows[self._buffer.local_rows()])
+        return prompts.to(self.device)
+
+    @torch.no_grad()
+    def _recomputed(self, rollouts: RolloutBatch) -> RolloutBatch:
+        """Replace log q by that of a full pass without cache, ``rollout_batch_size`` rows at a time.
+
+        The mixture's log mu stays: it is what the tokens were drawn from.
+        """
+        logprobs = torch.zeros_like(rollouts.student_logprobs)
+        for rows in torch.arange(len(rollouts), device=logprobs.device).split(self.rollout_batch_size):
+            chosen = select_rollouts(rollouts, rows)
+            states, target_ids = self.token_states(rollout_sequences(chosen, normalizer=1.0))
+            block = torch.zeros_like(chosen.student_logprobs)
+            block[chosen.response_mask] = target_logprobs(states, target_ids, self.sampling.temperature)
+            logprobs[rows, : block.shape[1]] = block
+        return replace(rollouts, student_logprobs=logprobs)
+
+    def _gather_objects(self, value: Any) -> list[Any]:
+        if self.trainer.world_size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(gathered, value)
+        return gathered
+
+    def _log_rollouts(self, rollouts: RolloutBatch, weights: Tensor, seconds: float) -> None:
+        mask = rollouts.response_mask
+        assert rollouts.teacher_logprobs is not None
+        kl = k1(rollouts.student_logprobs, rollouts.teacher_logprobs) * weights
+        values = {
+            "rollout/reward": masked_mean(self.loss.rewards(rollouts), mask),
+            "rollout/reverse_kl": masked_mean(kl, mask),
+            "rollout/importance_weight": masked_mean(weights, mask),
+            "rollout/response_length": rollouts.lengths.float().mean(),
+            "rollout/seconds": torch.tensor(seconds),
+            "rollout/tokens_per_second": mask.sum() / seconds,
+        }
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+
+    # --- update -----------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: PolicyBatch, batch_idx: int) -> Tensor:
+        """Return the policy-gradient loss of one micro-batch, plus the pretraining loss."""
+        output = self.policy_loss(batch)
+        loss, parts = output.loss, {**output.parts, "rl_loss": output.loss.detach()}
+        if batch.lm is not None:
+            pretraining = self.apply_loss(self.lm_loss, batch.lm)
+            loss = loss + self.lm_coef * pretraining.loss
+            parts |= {**pretraining.parts, "pt_loss": pretraining.loss.detach()}
+        self.check_finite(loss, batch.rollouts.indices)
+        self.log_training(LossOutput(loss, parts), len(batch.rollouts))
+        return loss
+
+    def policy_loss(self, batch: PolicyBatch) -> LossOutput:
+        """Apply the policy-gradient loss to one micro-batch of rollouts."""
+        mask = batch.rollouts.response_mask
+        states, target_ids = self.token_states(rollout_sequences(batch.rollouts, batch.normalizer))
+        inputs = {
+            "old_logprobs": batch.rollouts.student_logprobs[mask],
+            "advantages": batch.advantages[mask],
+            "importance_weights": batch.importance_weights[mask],
+        }
+        teacher = self._teacher_states(batch.rollouts) if self.loss.reads_teacher else None
+        output: LossOutput = self.loss(
+            states, target_ids, teacher, inputs, batch.normalizer, self.sampling.temperature
+        )
+        return output
+
+    def _teacher_states(self, rollouts: RolloutBatch) -> TokenStates:
+        """Return the teacher's states of the response tokens: kept from sampling, or made again."""
+        assert self.teacher_split is not None
+        if rollouts.teacher_hidden is not None:
+            return TokenStates(rollouts.teacher_hidden[rollouts.response_mask], self.teacher_split.project)
+        return self.teacher_token_states(rollout_sequences(rollouts, normalizer=1.0))
