@@ -21,6 +21,7 @@ from lightning_minillm.losses import LanguageModelingLoss, ReverseKL, TokenLoss
 from lightning_minillm.metrics import ExactMatch, RougeL
 from lightning_minillm.models import SplitCausalLM, freeze, shared_vocabulary
 from lightning_minillm.rollout import MixtureSampler, SamplingConfig
+from lightning_minillm.rollout.scoring import rollout_sequences
 from lightning_minillm.types import EvaluationBatch, LossOutput, RolloutBatch, TokenBatch
 
 ModelSource = PreTrainedModel | Callable[[], PreTrainedModel]
@@ -236,7 +237,7 @@ class CausalLMModule(L.LightningModule):
         metrics.loss.update(LanguageModelingLoss()(states, target_ids).loss, weight=len(states))
         rollouts = self.sampler(self.evaluation_sampling).sample(batch.prompts, seed=self.evaluation_seed)
         if self._teacher:
-            sequences = rollout_sequences(rollouts, normalizer=1.0)
+            sequences = rollout_sequences(rollouts)
             student, ids = self.token_states(sequences)
             teacher = self.teacher_token_states(sequences)
             temperature = self.evaluation_sampling.temperature or 1.0
@@ -314,18 +315,6 @@ class CausalLMModule(L.LightningModule):
         assert self.student is not None
         self.student.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-
-
-def rollout_sequences(rollouts: RolloutBatch, normalizer: float) -> TokenBatch:
-    """Return prompt + response as one sequence a row, with the response tokens as targets."""
-    no_targets = torch.zeros_like(rollouts.prompt_mask)
-    return TokenBatch(
-        input_ids=torch.cat([rollouts.prompt_ids, rollouts.response_ids], dim=1),
-        attention_mask=torch.cat([rollouts.prompt_mask, rollouts.response_mask], dim=1),
-        target_mask=torch.cat([no_targets, rollouts.response_mask], dim=1),
-        indices=rollouts.indices,
-        normalizer=normalizer,
-    )
 
 
 def _make(source: ModelSource) -> PreTrainedModel:

@@ -11,15 +11,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lightning_minillm.functional.kl_estimators import k1
-from lightning_minillm.functional.logprobs import TokenStates, target_logprobs
+from lightning_minillm.functional.logprobs import TokenStates
 from lightning_minillm.functional.masking import masked_mean
 from lightning_minillm.functional.policy_gradient import importance_weights
 from lightning_minillm.losses import KDLoss, MiniLLMLoss, TokenLoss
 from lightning_minillm.models import disable_dropout
-from lightning_minillm.modules.base import CausalLMModule, ModelSource, rollout_sequences
+from lightning_minillm.modules.base import CausalLMModule, ModelSource
 from lightning_minillm.rollout import RolloutBuffer, SamplingConfig, collect_rollouts
 from lightning_minillm.rollout.batching import select_rollouts
 from lightning_minillm.rollout.collector import ProgressListener
+from lightning_minillm.rollout.scoring import response_logprobs, response_states, rollout_sequences
 from lightning_minillm.types import LossOutput, PolicyBatch, PromptBatch, RolloutBatch
 
 TeacherCache = Literal["hidden", "none"]
@@ -182,9 +183,7 @@ class MiniLLMModule(CausalLMModule):
         logprobs = torch.zeros_like(rollouts.student_logprobs)
         for rows in torch.arange(len(rollouts), device=logprobs.device).split(self.rollout_batch_size):
             chosen = select_rollouts(rollouts, rows)
-            states, target_ids = self.token_states(rollout_sequences(chosen, normalizer=1.0))
-            block = torch.zeros_like(chosen.student_logprobs)
-            block[chosen.response_mask] = target_logprobs(states, target_ids, self.sampling.temperature)
+            block = response_logprobs(self.student_split, chosen, self.sampling.temperature)
             logprobs[rows, : block.shape[1]] = block
         return replace(rollouts, student_logprobs=logprobs)
 
@@ -243,4 +242,4 @@ class MiniLLMModule(CausalLMModule):
         assert self.teacher_split is not None
         if rollouts.teacher_hidden is not None:
             return TokenStates(rollouts.teacher_hidden[rollouts.response_mask], self.teacher_split.project)
-        return self.teacher_token_states(rollout_sequences(rollouts, normalizer=1.0))
+        return response_states(self.teacher_split, rollouts)
