@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from lightning_minillm.data.stream import ShuffledStream
 from lightning_minillm.functional.kl_estimators import k1
 from lightning_minillm.functional.logprobs import TokenStates
 from lightning_minillm.functional.masking import masked_mean
@@ -98,7 +99,8 @@ class MiniLLMModule(CausalLMModule):
         self.rollout_listeners: list[ProgressListener] = []
         """Called with (rollouts done, rollouts to do) while a phase is collected."""
         self._buffer: RolloutBuffer | None = None
-        self._prompts: Any = None
+        self._train_set: Any = None
+        self._prompt_stream: ShuffledStream | None = None
 
     def configure_model(self) -> None:
         """Make the models; without ``dropout``, switch the student's off."""
@@ -113,13 +115,14 @@ class MiniLLMModule(CausalLMModule):
         """Return the (still empty) buffer as train loader; the data module calls this.
 
         Args:
-            datamodule: gives ``prompt_stream`` and ``train_set`` (prompts), ``lm_stream`` (or ``None``), ``batch_size``
-                and ``micro_batch_size``.
+            datamodule: gives ``train_set`` (sized, with ``prompt_batch(rows)``), ``lm_stream`` (with ``batch(step)``, or
+                ``None``), ``batch_size`` and ``micro_batch_size``.
 
         Raises:
             ValueError: sizes that do not divide.
         """
-        self._prompts = datamodule
+        self._train_set = datamodule.train_set
+        self._prompt_stream = ShuffledStream(len(datamodule.train_set), self.seed)
         lm_stream = datamodule.lm_stream if self.lm_coef > 0 else None
         self._buffer = RolloutBuffer(
             num_rollouts=self.num_rollouts,
@@ -169,9 +172,9 @@ class MiniLLMModule(CausalLMModule):
         return self._recomputed(rollouts) if self.recompute_logprobs else rollouts
 
     def _phase_prompts(self, phase: int) -> PromptBatch:
-        assert self._buffer is not None
-        rows = self._prompts.prompt_stream.indices(phase * self.num_rollouts, self.num_rollouts)
-        prompts: PromptBatch = self._prompts.train_set.prompt_batch(rows[self._buffer.local_rows()])
+        assert self._buffer is not None and self._prompt_stream is not None
+        rows = self._prompt_stream.indices(phase * self.num_rollouts, self.num_rollouts)
+        prompts: PromptBatch = self._train_set.prompt_batch(rows[self._buffer.local_rows()])
         return prompts.to(self.device)
 
     @torch.no_grad()
