@@ -159,30 +159,24 @@ def _json_rows(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the objects of a JSONL file, or of a JSON file that holds one list (or one ``{"data": list}``)."""
     opener = gzip.open if file.name.lower().endswith(".gz") else open
     with opener(file, "rt", encoding="utf-8-sig") as handle:
-        head = _first_character(handle)
-        handle.seek(0)
-        whole = _suffix(file).startswith(".json") and not _suffix(file).startswith(".jsonl")
-        if whole and head == "[" or whole and _is_one_object(handle):
+        if ".jsonl" not in file.name.lower():
+            first = next((line.strip() for line in handle if line.strip()), "")
             handle.seek(0)
-            yield from _json_list(file, handle.read())
-            return
-        handle.seek(0)
+            if not _is_record(first):
+                yield from _json_list(file, handle.read())
+                return
         for number, line in enumerate(handle, start=1):
             if line.strip():
                 yield f"{file}, line {number}", _parse_object(line, f"{file}, line {number}")
 
 
-def _first_character(handle: Iterable[str]) -> str:
-    return next((line.strip()[0] for line in handle if line.strip()), "")
-
-
-def _is_one_object(handle: Iterable[str]) -> bool:
-    """Whether a ``.json`` file holds one object over all its lines, not one object a line."""
-    first = next((line for line in handle if line.strip()), "")
+def _is_record(line: str) -> bool:
+    """Whether a line of a ``.json`` file is a record, and the file thus JSON lines under another name."""
     try:
-        return isinstance(json.loads(first).get("data"), list)
-    except (json.JSONDecodeError, AttributeError):
-        return first.strip() == "{"
+        value = json.loads(line)
+    except json.JSONDecodeError:
+        return False
+    return isinstance(value, dict) and not isinstance(value.get("data"), list)
 
 
 def _json_list(file: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -73,7 +73,7 @@ __all__ = [
 
 EOS_TOKEN = "<|endoftext|>"
 SPLITS = ("train", "validation", "test")
-_BUCKETS = {"train": range(0, 80), "validation": range(80, 90), "test": range(90, 100)}
+_BUCKETS = {"train": range(80), "validation": range(80, 90), "test": range(90, 100)}
 _ATTEMPTS = 60
 _FINGERPRINT_FILE = "fingerprint.json"
 
@@ -228,7 +228,7 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedT
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         bos_token=EOS_TOKEN,
         eos_token=EOS_TOKEN,

@@ -19,9 +19,9 @@ _T = TypeVar("_T")
 COLORS = ("red", "blue", "green", "yellow", "brown", "white", "black", "pink", "gray", "gold")
 SIZES = ("small", "large", "tiny", "huge", "tall", "short")
 NUMBERS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen"
-).split()
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
+)  # fmt: skip
 
 THINGS: dict[str, tuple[str, ...]] = {
     "animal": ("fox", "owl", "bear", "goat", "crab", "swan", "mole", "frog", "wolf", "hare"),

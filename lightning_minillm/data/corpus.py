@@ -1,0 +1,250 @@
+"""Plain text as packed blocks for language modelling."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_minillm.data.cache import Ragged, fingerprint, load_or_build, tokenizer_fingerprint
+from lightning_minillm.data.encoding import Indices, as_rows, special_ids
+from lightning_minillm.data.instructions import DATA_SUFFIXES, iterate_rows
+from lightning_minillm.data.synthetic import SyntheticSizes, generate_corpus
+from lightning_minillm.types import TokenBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TEXT_SUFFIXES = (".txt", ".txt.gz", ".text", ".md")
+_TOKENIZER_BATCH = 512
+
+
+class DocumentSource(Protocol):
+    """Where documents come from."""
+
+    def documents(self) -> Iterator[str]:
+        """Yield the documents, in an order that stays the same."""
+        ...
+
+    def key(self) -> list[Any]:
+        """Return JSON values that change when the documents do: the cache is found by them."""
+        ...
+
+
+@dataclass(frozen=True)
+class CorpusSource:
+    """Documents of text files, JSONL and other tables, folders of them, or a hub data set.
+
+    The cache knows a file by its path, size and time of change, and a hub data set by its name and split: after a
+    change at the hub, empty the cache.
+    """
+
+    path: str | Sequence[str]
+    """One or several files, folders or hub names."""
+    split: str | None = None
+    """As in :func:`~lightning_minillm.data.instructions.load_instructions`; ignored by text files."""
+    field: str = "text"
+    """Field that holds the document, where it is not a text file."""
+    documents_are: Literal["lines", "paragraphs", "files"] = "lines"
+    """What is one document in a text file: a line, a paragraph (between blank lines) or the file."""
+    newline_marker: str | None = None
+    """Text that stands for a newline inside a one-line document (``<@x(x!>`` in the official format)."""
+    limit: int | None = None
+    """Read only the first documents."""
+    name: str | None = None
+    """Configuration of a hub data set that has several."""
+
+    def __post_init__(self) -> None:
+        if self.documents_are not in ("lines", "paragraphs", "files"):
+            raise ValueError(f"documents_are must be 'lines', 'paragraphs' or 'files', got '{self.documents_are}'.")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit must be at least 1 or null, got {self.limit}.")
+        object.__setattr__(self, "path", (self.path,) if isinstance(self.path, (str, Path)) else tuple(self.path))
+
+    def documents(self) -> Iterator[str]:
+        """Yield the documents that are not blank.
+
+        Raises:
+            FileNotFoundError: when a path does not exist.
+            ValueError: for a broken line, or a row without the field.
+        """
+        texts = (text for path in self.path for text in self._texts(path))
+        return islice((text for text in texts if text.strip()), self.limit)
+
+    def key(self) -> list[Any]:
+        """Return what the cache knows the documents by."""
+        files: list[Any] = []
+        for path in self.path:
+            local = Path(path).expanduser()
+            found = sorted(local.rglob("*")) if local.is_dir() else [local]
+            stats = [(str(file.resolve()), file.stat()) for file in found if file.is_file()]
+            files.append([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats] or str(path))
+        return [files, self.split, self.field, self.documents_are, self.newline_marker, self.limit, self.name]
+
+    def _texts(self, path: str) -> Iterator[str]:
+        local = Path(path).expanduser()
+        if local.is_dir() and (files := [file for file in sorted(local.iterdir()) if _is_text(file)]):
+            for file in files:
+                yield from self._text_file(file)
+        elif local.is_file() and _is_text(local):
+            yield from self._text_file(local)
+        elif local.is_file() and not local.name.lower().endswith(DATA_SUFFIXES):
+            raise ValueError(f"'{path}' is of an unknown kind: use one of {', '.join(TEXT_SUFFIXES + DATA_SUFFIXES)}.")
+        elif not local.exists() and _is_text(local):
+            raise FileNotFoundError(f"No text file '{path}' (looked in '{Path.cwd()}').")
+        else:
+            for where, row in iterate_rows(path, self.split, name=self.name):
+                if self.field not in row:
+                    raise ValueError(
+                        f"{where}: no field '{self.field}' for the text; the row has {', '.join(map(repr, row))}."
+                    )
+                yield str(row[self.field] or "")
+
+    def _text_file(self, file: Path) -> Iterator[str]:
+        opener = gzip.open if file.name.endswith(".gz") else open
+        with opener(file, "rt", encoding="utf-8-sig") as handle:
+            for text in _split_documents(handle, self.documents_are):
+                yield text.replace(self.newline_marker, "\n") if self.newline_marker else text
+
+
+@dataclass(frozen=True)
+class SyntheticCorpus:
+    """Documents of the built-in data set, made in memory."""
+
+    limit: int = SyntheticSizes().corpus
+    seed: int = 0
+    world_seed: int = 0
+
+    def documents(self) -> Iterator[str]:
+        """Yield the documents."""
+        return iter(generate_corpus(self.limit, self.seed, world_seed=self.world_seed))
+
+    def key(self) -> list[Any]:
+        """Return the documents themselves: making them is as quick as naming them."""
+        return list(self.documents())
+
+
+@dataclass(frozen=True)
+class _Documents:
+    """Documents in memory."""
+
+    texts: tuple[str, ...]
+
+    def documents(self) -> Iterator[str]:
+        return iter(self.texts)
+
+    def key(self) -> list[Any]:
+        return list(self.texts)
+
+
+def _is_text(file: Path) -> bool:
+    return file.name.lower().endswith(TEXT_SUFFIXES)
+
+
+def _split_documents(lines: Iterable[str], documents_are: str) -> Iterator[str]:
+    if documents_are == "lines":
+        yield from (line.rstrip("\r\n") for line in lines)
+        return
+    gathered: list[str] = []
+    for line in lines:
+        if documents_are == "paragraphs" and not line.strip():
+            yield "".join(gathered).rstrip()
+            gathered = []
+        else:
+            gathered.append(line)
+    yield "".join(gathered).rstrip()
+
+
+class PackedCorpus:
+    """Blocks of ``max_length`` tokens cut from documents that are joined by eos. Every token but a block's first is a
+    target. The tokens after the last full block are left out.
+
+    Args:
+        source: where the documents come from, or the documents.
+        tokenizer: has an eos token.
+        max_length: tokens of a block, at least 2.
+        cache_dir: folder for Arrow files; ``None`` tokenises every time.
+
+    Attributes:
+        num_documents: documents that were joined (0 when they came from the cache).
+        lengths: ``[blocks]`` int64, ``max_length`` each.
+        target_counts: ``[blocks]`` int64, ``max_length - 1`` each.
+
+    Raises:
+        ValueError: when the text does not fill one block, or ``max_length`` is below 2.
+    """
+
+    def __init__(
+        self,
+        source: DocumentSource | Sequence[str],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int,
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        if max_length < 2:
+            raise ValueError(f"max_length must be at least 2, got {max_length}.")
+        if isinstance(source, str):
+            raise TypeError("source must be a CorpusSource or a list of documents; for a file, CorpusSource(path=...).")
+        found = _Documents(tuple(source)) if isinstance(source, Sequence) else source
+        eos, _ = special_ids(tokenizer)
+        settings = {
+            "tokenizer": tokenizer_fingerprint(tokenizer),
+            "eos_token_id": eos,
+            "max_length": max_length,
+            "source": found.key(),
+        }
+        self.max_length = max_length
+        self.num_documents = 0
+        columns, self.from_cache = load_or_build(
+            cache_dir,
+            f"corpus-{fingerprint('corpus', settings)}",
+            lambda: self._pack(found.documents(), tokenizer, eos),
+        )
+        blocks = columns["input_ids"]
+        self._blocks = blocks.values.reshape(-1, max_length)
+        self.lengths = torch.full((len(self._blocks),), max_length)
+        self.target_counts = self.lengths - 1
+
+    def _pack(self, documents: Iterator[str], tokenizer: PreTrainedTokenizerBase, eos: int) -> dict[str, Ragged]:
+        pieces = []
+        while batch := list(islice(documents, _TOKENIZER_BATCH)):
+            self.num_documents += len(batch)
+            for ids in tokenizer(batch, add_special_tokens=False, verbose=False).input_ids:
+                pieces.append(np.array([*ids, eos], dtype=np.int32))
+        tokens = np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int32)
+        num_blocks = len(tokens) // self.max_length
+        if num_blocks == 0:
+            raise ValueError(
+                f"The corpus has {self.num_documents} documents with {len(tokens)} tokens, less than one block of "
+                f"max_length={self.max_length}: give more text or a smaller max_length."
+            )
+        values = tokens[: num_blocks * self.max_length]
+        return {"input_ids": Ragged(values, np.full(num_blocks, self.max_length))}
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def token_batch(self, indices: Indices, normalizer: float) -> TokenBatch:
+        """Return blocks; all tokens but the first are targets.
+
+        Args:
+            indices: ``[B]`` block numbers in ``[0, len(self))``, at least one.
+            normalizer: what the summed losses are to be divided by, see :class:`~lightning_minillm.types.TokenBatch`.
+
+        Returns:
+            A batch of ``[B, max_length]``, without padding.
+        """
+        rows = as_rows(indices, len(self))
+        input_ids: Tensor = torch.from_numpy(self._blocks[rows].astype(np.int64))
+        mask = torch.ones_like(input_ids, dtype=torch.bool)
+        target_mask = mask.clone()
+        target_mask[:, 0] = False
+        return TokenBatch(input_ids, mask, target_mask, indices=torch.tensor(rows), normalizer=float(normalizer))
