@@ -1,1 +1,7 @@
-"""Lightning callbacks: sample tables, throughput, progress bars with rollouts."""
+"""Lightning callbacks: what a run shows while it trains. None of them changes what is trained."""
+
+from lightning_minillm.callbacks.progress import ProgressFile, RolloutProgressBar
+from lightning_minillm.callbacks.sample_table import SampleTable
+from lightning_minillm.callbacks.throughput import ThroughputMonitor
+
+__all__ = ["ProgressFile", "RolloutProgressBar", "SampleTable", "ThroughputMonitor"]

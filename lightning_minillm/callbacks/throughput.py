@@ -1,0 +1,85 @@
+"""Speed, memory and gradient norm of training."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from lightning_minillm.types import PolicyBatch, TokenBatch
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+    from torch.optim import Optimizer
+
+
+def count_tokens(batch: Any) -> int:
+    """Tokens that a training batch sends through the student, padding left out; 0 for kinds it does not know."""
+    if isinstance(batch, TokenBatch):
+        return int(batch.attention_mask.sum())
+    if isinstance(batch, PolicyBatch):
+        rollouts = int(batch.rollouts.prompt_mask.sum()) + int(batch.rollouts.response_mask.sum())
+        return rollouts + (count_tokens(batch.lm) if batch.lm is not None else 0)
+    if isinstance(batch, dict):
+        return sum(count_tokens(value) for value in batch.values())
+    if isinstance(batch, (list, tuple)):
+        return sum(count_tokens(value) for value in batch)
+    return 0
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Most memory held so far in GiB: allocated by torch on a GPU, resident set of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+class ThroughputMonitor(Callback):
+    """Log speed, memory and the gradient norm every ``log_every_n_steps`` steps.
+
+    ======================  ==============================================================================
+    perf/tokens_per_second  tokens through the student in updates, of this rank, per second of update time
+    perf/peak_memory_gib    see :func:`peak_memory_gib`, of this rank
+    train/grad_norm         2-norm of all gradients of the optimiser step, before clipping
+    ======================  ==============================================================================
+    """
+
+    def __init__(self) -> None:
+        self._tokens = 0
+        self._seconds = 0.0
+        self._started = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Start the clock; what happens between batches (rollouts, validation) does not count."""
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add the batch, and log when it is time."""
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        self._seconds += time.perf_counter() - self._started
+        self._tokens += count_tokens(batch)
+        if trainer.global_step and trainer.global_step % trainer.log_every_n_steps == 0 and self._seconds > 0:
+            pl_module.log("perf/tokens_per_second", self._tokens / self._seconds, batch_size=1)
+            pl_module.log("perf/peak_memory_gib", peak_memory_gib(pl_module.device), batch_size=1)
+            self._tokens, self._seconds = 0, 0.0
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Log the gradient norm, which is computed only on the steps that are logged."""
+        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
+            pl_module.log("train/grad_norm", gradient_norm(optimizer), batch_size=1)
+
+
+def gradient_norm(optimizer: Optimizer) -> float:
+    """2-norm over all gradients of an optimiser's parameters; sharded gradients count whole."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm: Tensor = torch.nn.utils.get_total_norm(gradients)
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)

@@ -1,0 +1,96 @@
+"""Plots of a recipe's results: learning curves, and bars with deviations."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+from lightning_minillm.cli.report import COLUMNS, Summary
+
+Curve = list[tuple[int, float]]
+"""(optimiser step, value)"""
+
+
+def read_curve(folder: Path, metric: str) -> Curve:
+    """Read a metric's values from the CSV files of a run.
+
+    Args:
+        folder: the run directory. A run that was resumed has several files, of which the later count.
+        metric: a column, such as ``val/rougeL``.
+
+    Returns:
+        Sorted by step; empty when the run did not log the metric.
+    """
+    values: dict[int, float] = {}
+    files = sorted((folder / "metrics").glob("version_*/metrics.csv"), key=lambda file: int(file.parent.name[8:]))
+    for file in files:
+        with open(file, newline="", encoding="utf-8") as rows:
+            for row in csv.DictReader(rows):
+                if row.get(metric):
+                    values[int(row["step"])] = float(row[metric])
+    return sorted(values.items())
+
+
+def plot_curves(curves: Mapping[str, Mapping[str, Curve]], file: Path) -> None:
+    """Draw learning curves, one panel a metric.
+
+    Args:
+        curves: ``{metric: {model: curve}}``; steps already count from each student's first.
+        file: a PNG file.
+    """
+    shown = {metric: lines for metric, lines in curves.items() if any(lines.values())}
+    if not shown:
+        return
+    figure, panels = _figure(len(shown))
+    for axis, (metric, lines) in zip(panels, shown.items(), strict=True):
+        for model, curve in lines.items():
+            if curve:
+                axis.plot(*zip(*curve, strict=True), label=model, marker=".", markersize=4)
+        axis.set(xlabel="optimiser steps (initial SFT included)", title=metric)
+        axis.grid(alpha=0.3)
+    panels[0].legend()
+    _save(figure, file)
+
+
+def plot_bars(results: Mapping[str, Summary], file: Path) -> None:
+    """Draw every metric's mean as bars, with the deviation.
+
+    Args:
+        results: by model.
+        file: a PNG file.
+    """
+    shown = [column for column in COLUMNS if any(column[0] in summary for summary in results.values())]
+    if not shown:
+        return
+    figure, panels = _figure(len(shown))
+    for axis, (key, title, decimals, _) in zip(panels, shown, strict=True):
+        measured = {model: summary[key] for model, summary in results.items() if key in summary}
+        places = range(len(measured))
+        means = [value["mean"] for value in measured.values()]
+        deviations = [value["std"] for value in measured.values()]
+        colours = [f"C{list(results).index(model)}" for model in measured]
+        bars = axis.bar(places, means, yerr=deviations, capsize=3, color=colours)
+        axis.bar_label(bars, fmt=f"%.{decimals}f", fontsize=7, padding=2)
+        axis.set_xticks(list(places), list(measured), rotation=45, ha="right")
+        axis.set_title(title)
+        axis.margins(y=0.12)
+    _save(figure, file)
+
+
+def _figure(panels: int) -> tuple[Any, list[Any]]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * panels, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+
+
+def _save(figure: Any, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context({"font.size": 9}):
+        figure.savefig(file, dpi=120)

@@ -1,0 +1,258 @@
+"""``minillm-recipe``: the paper's whole procedure as stages that are kept, resumed, compared and reported."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from lightning_minillm.cli import plots, report, runs
+from lightning_minillm.cli.build import prepare_data
+from lightning_minillm.cli.config import Config, compose_config, run_command, to_plain
+from lightning_minillm.cli.scheduler import choose_workers, run_stages
+from lightning_minillm.cli.stages import (
+    COMMANDS,
+    PROGRESS_FILE,
+    Fingerprints,
+    Stage,
+    data_files,
+    digest_files,
+    forget,
+)
+from lightning_minillm.cli.train import STUDENT_FOLDER
+
+KEYS = "cache_dir data name output_dir recipe redo seed shared_dir teacher_seed until workers".split()
+_RECIPE_KEYS = {"name", "teacher", "shared", "steps", "common", "train_common", "stages", "evaluate"}
+_STAGE_KEYS = {"command", "title", "needs", "starts_at", "overrides", "extra"}
+CURVES = ("val/rougeL", "val/reverse_kl", "val/loss", "val/response_length")
+
+
+def recipe(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run the stages of a recipe and report on the models that they made.
+
+    ``output_dir`` then holds a folder a stage, ``results.json``, ``results.csv``, ``table.md``, ``curves.png``,
+    ``bars.png`` and ``samples.md``.
+
+    Args:
+        cfg: as composed from ``conf/recipe.yaml``.
+
+    Returns:
+        ``{model: {metric: {"mean", "std", "values"}}}``, and objects: ``config``, ``stages`` (by name), ``ran``
+        (stages that had something to do).
+
+    Raises:
+        ValueError: a recipe or a stage whose configuration cannot work, before any stage runs.
+        StageError: a stage failed.
+    """
+    console = Console()
+    config = to_plain(_with_absolute_paths(cfg), KEYS)
+    workers = choose_workers(config["workers"])
+    stages = plan(config, shown_progress=workers == 1)
+    chosen = _until(stages, config["until"])
+    for name in config["redo"]:
+        if name not in stages:
+            raise ValueError(f"redo names {name!r}, which is no stage; the stages are {', '.join(stages)}")
+        forget(stages[name])
+    folder = Path(config["output_dir"])
+    started = time.perf_counter()
+    runs.start_run(folder, config)
+    console.print("data")
+    data = _prepare(config)
+    fingerprints = Fingerprints(
+        stages,
+        data,
+        {name: Path(config[f"{name}_dir"]) for name in ("output", "shared", "cache")},
+    )
+    ran = run_stages(chosen, fingerprints, workers, console)
+    results = _report(config, stages, console) if config["until"] is None else {}
+    console.print(f"{config['recipe']['name']}: {time.perf_counter() - started:.0f} s; results are in {folder}")
+    return results, {"config": config, "stages": stages, "ran": [name for name, anything in ran.items() if anything]}
+
+
+# --- planning -------------------------------------------------------------------------------------------------------
+
+
+def plan(config: Config, shown_progress: bool) -> dict[str, Stage]:
+    """Compose every stage's configuration.
+
+    Args:
+        config: the recipe's, plain, with absolute paths.
+        shown_progress: progress bars on the screen; else each stage keeps a progress file.
+
+    Returns:
+        Stages by name, each after those it needs; evaluations last.
+
+    Raises:
+        ValueError: unknown keys, commands or stages.
+    """
+    node = config["recipe"]
+    _check_keys("recipe", node, _RECIPE_KEYS)
+    stages: dict[str, Stage] = {}
+    for name, settings in node["stages"].items():
+        _check_keys(f"recipe.stages.{name}", settings, _STAGE_KEYS)
+        if settings["command"] not in COMMANDS:
+            raise ValueError(f"recipe.stages.{name}.command must be one of {COMMANDS}, got {settings['command']!r}")
+        missing = [need for need in settings["needs"] if need not in stages]
+        if missing:
+            raise ValueError(f"stage '{name}' needs {', '.join(missing)}, which must come before it in recipe.stages")
+        stages[name] = _stage(config, name, settings, shown_progress)
+    for model in node["evaluate"]["models"]:
+        if model not in stages or stages[model].command != "train":
+            raise ValueError(f"recipe.evaluate.models names {model!r}, which is no training stage")
+        stages[f"evaluate_{model}"] = _evaluation(config, stages, model, shown_progress)
+    return stages
+
+
+def stage_folder(config: Config, name: str) -> Path:
+    """Return where a stage's results lie."""
+    shared = name.removeprefix("evaluate_") in config["recipe"]["shared"]
+    return Path(config["shared_dir" if shared else "output_dir"]) / name
+
+
+def _stage(config: Config, name: str, settings: Mapping[str, Any], shown_progress: bool) -> Stage:
+    node, folder = config["recipe"], stage_folder(config, name)
+    is_training = settings["command"] == "train"
+    overrides = [
+        *node["common"],
+        *(node["train_common"] if is_training else ()),
+        *settings["overrides"],
+        *(settings.get("extra") or ()),
+        f"name={name}",
+        *_places(config, folder),
+    ]
+    stage_config = _compose(settings["command"], overrides, f"recipe.stages.{name}")
+    if is_training and not shown_progress:
+        stage_config["callbacks"] = {**stage_config["callbacks"], "progress": _progress_file(folder)}
+    return Stage(
+        name, settings["command"], folder, tuple(settings["needs"]), stage_config, settings.get("title") or name
+    )
+
+
+def _evaluation(config: Config, stages: Mapping[str, Stage], model: str, shown_progress: bool) -> Stage:
+    node, name = config["recipe"], f"evaluate_{model}"
+    folder, teacher = stage_folder(config, name), node["teacher"]
+    needs = [model] if model == teacher else [model, teacher]
+    overrides = [
+        *node["common"],
+        *node["evaluate"]["overrides"],
+        f"seeds={list(node['evaluate']['seeds'])}",
+        f"models={{{model}: {_quoted(stages[model].folder / STUDENT_FOLDER)}}}",
+        f"name={name}",
+        *_places(config, folder),
+    ]
+    if model != teacher:
+        overrides += ["teacher=pretrained", f"teacher.path={_quoted(stages[teacher].folder / STUDENT_FOLDER)}"]
+    if not shown_progress:
+        overrides.append("+trainer.enable_progress_bar=false")
+    return Stage(name, "evaluate", folder, tuple(needs), _compose("evaluate", overrides, name), stages[model].title)
+
+
+def _places(config: Config, folder: Path) -> list[str]:
+    return [f"output_dir={_quoted(folder)}", f"cache_dir={_quoted(Path(config['cache_dir']))}"]
+
+
+def _progress_file(folder: Path) -> dict[str, Any]:
+    return {"_target_": "lightning_minillm.callbacks.ProgressFile", "path": str(folder / PROGRESS_FILE)}
+
+
+def _quoted(path: Path) -> str:
+    """Write a path so that Hydra's grammar takes it whatever it contains."""
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _compose(command: str, overrides: Sequence[str], where: str) -> Config:
+    try:
+        plain = OmegaConf.to_container(compose_config(command, overrides), resolve=True, throw_on_missing=True)
+    except Exception as error:
+        raise ValueError(f"{where}: {error}") from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _check_keys(where: str, node: Mapping[str, Any], known: set[str]) -> None:
+    unknown = sorted(set(node) - known)
+    if unknown:
+        raise ValueError(f"nothing reads {', '.join(unknown)} in {where}; known are {', '.join(sorted(known))}")
+
+
+def _with_absolute_paths(cfg: DictConfig | Mapping[str, Any]) -> DictConfig:
+    """Return a copy whose folders do not depend on where a stage runs; all that is said of them follows."""
+    copy = cfg.copy() if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
+    for key in ("output_dir", "shared_dir", "cache_dir"):  # each may be said relative to the one before
+        copy[key] = str(Path(copy[key]).expanduser().resolve())
+    return copy
+
+
+def _until(stages: Mapping[str, Stage], last: str | None) -> list[Stage]:
+    """Return all stages, or the chosen one with those it needs."""
+    if last is None:
+        return list(stages.values())
+    if last not in stages:
+        raise ValueError(f"until names {last!r}, which is no stage; the stages are {', '.join(stages)}")
+    wanted = {last}
+    for name in reversed(stages):
+        if name in wanted:
+            wanted |= set(stages[name].needs)
+    return [stage for name, stage in stages.items() if name in wanted]
+
+
+def _prepare(config: Config) -> str:
+    """Write the data set where the recipe makes one, and return the digest of its files."""
+    composed = _compose("train", [*config["recipe"]["common"], *_places(config, Path(config["output_dir"]))], "data")
+    prepare_data(composed["data"])
+    return digest_files(data_files(composed["data"]))
+
+
+# --- reporting ------------------------------------------------------------------------------------------------------
+
+
+def _report(config: Config, stages: Mapping[str, Stage], console: Console) -> dict[str, Any]:
+    """Gather the evaluations into one table, files and plots."""
+    node, folder = config["recipe"], Path(config["output_dir"])
+    results, responses = {}, {}
+    for model in node["evaluate"]["models"]:
+        evaluation = stages[f"evaluate_{model}"]
+        title = stages[model].title
+        results[title] = runs.read_json(evaluation.folder / report.RESULTS_JSON)["models"][model]
+        responses[title] = evaluation.folder / "responses" / f"{model}_seed_{node['evaluate']['seeds'][0]}.jsonl"
+    about = {
+        "recipe": node["name"],
+        "seed": config["seed"],
+        "teacher_seed": config["teacher_seed"],
+        "sampling_seeds": node["evaluate"]["seeds"],
+        "stages": {name: runs.read_json(stage.folder / "stage.json") for name, stage in stages.items()},
+    }
+    report.write_results(folder, results, about)
+    runs.write_text(folder / "table.md", report.markdown_table(results))
+    runs.write_text(folder / "samples.md", report.side_by_side(responses))
+    curves = {metric: _curves(config, stages, metric) for metric in CURVES}
+    plots.plot_curves(curves, folder / "curves.png")
+    plots.plot_bars(results, folder / "bars.png")
+    teacher = stages[node["teacher"]].title
+    report.print_table(results, f"{node['name']}: test split, seed {config['seed']}", console, not_ranked=[teacher])
+    return results
+
+
+def _curves(config: Config, stages: Mapping[str, Stage], metric: str) -> dict[str, plots.Curve]:
+    """Return each student's curve over all its optimiser steps, those of the student it started from included."""
+    curves = {}
+    for name, settings in config["recipe"]["stages"].items():
+        if settings["command"] == "train" and name != config["recipe"]["teacher"]:
+            start = settings.get("starts_at")
+            offset = stages[start].config["max_steps"] if start else 0
+            curve = plots.read_curve(stages[name].folder, metric)
+            curves[stages[name].title] = [(step + offset, value) for step, value in curve]
+    return curves
+
+
+def main() -> None:
+    """Run ``recipe`` from the command line."""
+    run_command(recipe, "recipe")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""What a run directory holds: the resolved configuration, where the code stood, which versions ran, the metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.utilities import rank_zero_only
+
+import lightning_minillm
+
+CONFIG_FILE = "config.yaml"
+ENVIRONMENT_FILE = "environment.json"
+METRICS_FILE = "metrics.json"
+_PACKAGES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "tokenizers", "hydra-core", "numpy")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_name(f".{file.name}.{os.getpid()}")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, file)
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write JSON whole or not at all."""
+    write_text(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(file: Path) -> Any:
+    """Return what a JSON file holds, or ``None`` when there is no such file."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+@rank_zero_only
+def start_run(folder: Path, config: Mapping[str, Any]) -> None:
+    """Make the run directory and write down what is about to run."""
+    write_text(folder / CONFIG_FILE, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    environment = {
+        "command": sys.argv,
+        "git": git_state(),
+        "python": platform.python_version(),
+        "lightning_minillm": lightning_minillm.__version__,
+        "packages": {name: _version(name) for name in _PACKAGES},
+    }
+    write_json(folder / ENVIRONMENT_FILE, environment)
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """Return the configuration that an earlier run in this directory wrote down, if any."""
+    file = folder / CONFIG_FILE
+    return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the package's checkout and whether it has changes; ``None`` outside a checkout or without git."""
+    root = Path(lightning_minillm.__file__).parent.parent
+    commit = _git(root, "rev-parse", "HEAD")
+    tracked = _git(root, "ls-files", "--error-unmatch", "lightning_minillm/__init__.py")
+    if not commit or not tracked:
+        return None
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "branch": _git(root, "rev-parse", "--abbrev-ref", "HEAD"), "changed": bool(changes)}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

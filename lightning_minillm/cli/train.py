@@ -1,0 +1,139 @@
+"""``minillm-train``: one training run of any module."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import seed_everything
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+
+from lightning_minillm.cli import runs
+from lightning_minillm.cli.build import (
+    announce,
+    build_datamodule,
+    build_models,
+    build_module,
+    build_trainer,
+    plan_batches,
+    prepare_data,
+    world_size,
+)
+from lightning_minillm.cli.config import Config, run_command, to_plain
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from lightning_minillm.modules import CausalLMModule
+
+KEYS = (
+    "batch_size cache_dir callbacks checkpoint_every ckpt_path data eval_batch_size eval_every eval_first evaluation"
+    " logger loss max_length max_prompt_length max_steps micro_batch_size module monitor monitor_mode name optimizer"
+    " output_dir resume scheduler seed student teacher trainer"
+).split()
+STUDENT_FOLDER = "student"
+# What must not change between the start of a run and its resumption.
+_IDENTITY = "batch_size data loss max_length max_prompt_length module optimizer scheduler seed student teacher".split()
+
+
+def train(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train, choose the best weights by validation, and export them as a Hugging Face folder.
+
+    Args:
+        cfg: as composed from ``conf/train.yaml``.
+
+    Returns:
+        The metrics that ``metrics.json`` also holds, and the objects: ``config``, ``datamodule``, ``module``,
+        ``trainer``, ``callbacks``.
+
+    Raises:
+        ValueError: anything in the configuration that cannot work, before any work starts.
+    """
+    config = to_plain(cfg, KEYS)
+    folder = Path(config["output_dir"])
+    plan = plan_batches(config["batch_size"], config["micro_batch_size"], world_size(config["trainer"]))
+    checkpoint = find_checkpoint(config)
+    seed_everything(config["seed"], workers=True, verbose=False)
+    trainer, callbacks = build_trainer(config, plan)
+    prepare_data(config["data"])
+    models = build_models(config["student"], config["teacher"])
+    module = build_module(config, models)
+    datamodule = build_datamodule(config["data"], models.tokenizer)
+    runs.start_run(folder, config)
+    announce(config, plan)
+
+    started = time.perf_counter()
+    if config["eval_first"] and checkpoint is None:
+        trainer.validate(module, datamodule=datamodule, verbose=False)
+    trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint)
+    metrics = _finish(config, trainer, module, callbacks)
+    metrics["seconds"] = round(time.perf_counter() - started, 1)
+    rank_zero_only(runs.write_json)(folder / runs.METRICS_FILE, metrics)
+    objects = {
+        "config": config,
+        "datamodule": datamodule,
+        "module": module,
+        "trainer": trainer,
+        "callbacks": callbacks,
+    }
+    return metrics, objects
+
+
+def find_checkpoint(config: Config) -> str | None:
+    """Return the checkpoint to go on from.
+
+    Raises:
+        ValueError: ``ckpt_path`` names no file, or the run directory holds a run of another configuration.
+    """
+    if config["resume"] not in ("auto", "never"):
+        raise ValueError(f"resume must be auto or never, got {config['resume']!r}")
+    if config["ckpt_path"]:
+        path = Path(config["ckpt_path"])
+        if not path.exists():
+            raise ValueError(f"there is no checkpoint {str(path)!r}; set ckpt_path to an existing one, or to null")
+        return str(path)
+    folder = Path(config["output_dir"])
+    last = folder / "checkpoints" / "last.ckpt"
+    if config["resume"] == "never" or not last.exists():
+        return None
+    earlier = runs.read_config(folder) or {}
+    changed = [key for key in _IDENTITY if earlier and earlier.get(key) != config[key]]
+    if changed:
+        raise ValueError(
+            f"{last} belongs to a run with another {', '.join(changed)}; choose another output_dir, give the same"
+            " configuration to go on, or set resume=never to start anew and overwrite it"
+        )
+    return str(last)
+
+
+def _finish(config: Config, trainer: Trainer, module: CausalLMModule, callbacks: Mapping[str, Any]) -> dict[str, Any]:
+    """Take the best weights, export them, and gather the run's numbers."""
+    best = callbacks.get("best")
+    metrics: dict[str, Any] = {
+        "optimizer_steps": trainer.global_step,
+        "last": {name: float(value) for name, value in sorted(trainer.callback_metrics.items())},
+        "best": None,
+    }
+    if best is not None and best.best_model_path:
+        state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+        module.load_state_dict(state["state_dict"])
+        metrics["best"] = {
+            "metric": best.monitor,
+            "value": float(best.best_model_score),
+            "optimizer_steps": int(state["global_step"]),
+        }
+    module.export(str(Path(config["output_dir"]) / STUDENT_FOLDER))
+    return metrics
+
+
+def main() -> None:
+    """Run ``train`` from the command line."""
+    run_command(train, "train")
+
+
+if __name__ == "__main__":
+    main()
