@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +22,11 @@ _NUMBERED = re.compile(r"^devices=\d+(,\d+)*$")
 _DIGITS = re.compile(r"(?<=[=,])\d+")
 
 Config = dict[str, Any]
+
+
+class RecipeError(RuntimeError):
+    """A stage of a recipe failed; what was finished is kept, and the recipe can be started again."""
+
 
 OmegaConf.register_new_resolver("sum", lambda *numbers: sum(numbers), replace=True)
 OmegaConf.register_new_resolver("quotient", lambda a, b: a // b, replace=True)
@@ -63,7 +69,13 @@ def run_command(command: Callable[[DictConfig], Any], name: str) -> None:
     sys.argv[1:] = quote_numbers(sys.argv[1:])
 
     def task(cfg: DictConfig) -> None:
-        command(use_hydra_directory(cfg))
+        try:
+            command(use_hydra_directory(cfg))
+        except (ValueError, FileNotFoundError, FloatingPointError, RecipeError) as error:
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                raise
+            print(f"error: {error}\n(HYDRA_FULL_ERROR=1 shows where it was raised)", file=sys.stderr)
+            sys.exit(1)
 
     hydra.main(config_path=CONFIG_PATH, config_name=name, version_base=HYDRA_VERSION)(task)()
 

@@ -46,9 +46,9 @@ def recipe(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
 
     Raises:
         ValueError: a recipe or a stage whose configuration cannot work, before any stage runs.
-        StageError: a stage failed.
+        RecipeError: a stage failed.
     """
-    console = Console()
+    console = report.make_console()
     config = to_plain(_with_absolute_paths(cfg), KEYS)
     workers = choose_workers(config["workers"])
     stages = plan(config, shown_progress=workers == 1)

@@ -90,14 +90,20 @@ def print_table(
             text = format_value(summary.get(key), decimals)
             cells.append(f"[bold]{text}[/bold]" if model == best[key] else text)
         table.add_row(model, *cells)
-    (console or Console(width=None)).print(table)
+    (console or make_console()).print(table)
+
+
+def make_console() -> Console:
+    """Return a console on standard output, wide enough for the tables where that is a file."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
 
 
 def format_value(value: Mapping[str, Any] | None, decimals: int) -> str:
-    """Return ``mean ± deviation``, or a dash where nothing was measured."""
+    """Return ``mean ± deviation`` (the mean alone where nothing varies), or a dash where nothing was measured."""
     if value is None:
         return "-"
-    deviation = f" ± {value['std']:.{decimals}f}" if len(value["values"]) > 1 else ""
+    deviation = f" ± {value['std']:.{decimals}f}" if len(set(value["values"])) > 1 else ""
     return f"{value['mean']:.{decimals}f}{deviation}"
 
 

@@ -21,6 +21,7 @@ from rich.live import Live
 from rich.table import Table
 
 from lightning_minillm.cli import runs
+from lightning_minillm.cli.config import RecipeError
 from lightning_minillm.cli.stages import (
     LOG_FILE,
     PROGRESS_FILE,
@@ -35,10 +36,6 @@ if TYPE_CHECKING:
 
 _PRELOADED = ("torch", "lightning", "transformers", "datasets", "lightning_minillm.cli.train")
 _REFRESH_SECONDS = 1.0
-
-
-class StageError(RuntimeError):
-    """A stage failed; what was finished is kept, and the recipe can be started again."""
 
 
 def available_cores() -> int:
@@ -73,7 +70,7 @@ def run_stages(stages: Sequence[Stage], fingerprints: Fingerprints, workers: int
         By stage, whether anything had to be done.
 
     Raises:
-        StageError: when a stage fails; names its log.
+        RecipeError: when a stage fails; names its log.
     """
     if workers == 1:
         return {stage.name: _run_here(stage, fingerprints[stage.name], console) for stage in stages}
@@ -88,7 +85,7 @@ def _run_here(stage: Stage, fingerprint: str, console: Console) -> bool:
     try:
         return run_stage(stage, fingerprint)
     except Exception as error:
-        raise StageError(f"stage '{stage.name}' failed: {error}") from error
+        raise RecipeError(f"stage '{stage.name}' failed: {error}") from error
 
 
 @dataclass
@@ -145,7 +142,7 @@ class _Parallel:
             self.ended[name] = time.monotonic()
             if process.exitcode != 0:
                 folder = next(stage.folder for stage in self.stages if stage.name == name)
-                raise StageError(
+                raise RecipeError(
                     f"stage '{name}' failed:\n{_tail(folder / LOG_FILE)}\nThe rest is in {folder / LOG_FILE}"
                 )
             self.done[name] = True
