@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -207,16 +208,25 @@ def _table_rows(file: Path, suffix: str) -> Iterator[tuple[str, Mapping[str, Any
     import datasets
 
     builder = _TABLE_BUILDERS[suffix]
-    # Text stays text: without these, pandas reads "NA" as missing and "007" as a number.
-    options: dict[str, Any] = {"dtype": str, "keep_default_na": False} if builder == "csv" else {}
-    if suffix == ".tsv":
-        options["sep"] = "\t"
     try:
+        options = _csv_options(file, suffix) if builder == "csv" else {}
         data = datasets.load_dataset(builder, data_files=str(file), split="train", **options)
     except Exception as error:  # datasets wraps the parser's own message, which names the line
         raise ValueError(f"'{file}' can not be read as {builder}: {_root_cause(error)}") from error
     for number, row in enumerate(data, start=1):
         yield f"{file}, row {number}", row
+
+
+def _csv_options(file: Path, suffix: str) -> dict[str, Any]:
+    """Return the reader's options by which text stays text: pandas would make "NA" missing and "007" a number."""
+    import datasets
+
+    separator = "\t" if suffix == ".tsv" else ","
+    opener = gzip.open if suffix.endswith(".gz") else open
+    with opener(file, "rt", encoding="utf-8-sig", newline="") as handle:
+        header = next(csv.reader(handle, delimiter=separator), [])
+    features = datasets.Features({name: datasets.Value("string") for name in header})
+    return {"sep": separator, "keep_default_na": False, "encoding": "utf-8-sig", "features": features}
 
 
 def _root_cause(error: BaseException) -> str:

@@ -1,0 +1,103 @@
+import gzip
+import json
+import os
+
+import pytest
+import torch
+
+from lightning_minillm.data import CorpusSource, PackedCorpus, SyntheticCorpus, generate_corpus
+
+
+def all_tokens(corpus):
+    return corpus.token_batch(range(len(corpus)), 1.0).input_ids.flatten()
+
+
+def test_blocks_hold_the_documents_joined_by_eos(tokenizer):
+    documents = generate_corpus(20)
+    corpus = PackedCorpus(documents, tokenizer, max_length=16)
+    expected = [token for text in documents for token in [*tokenizer(text).input_ids, tokenizer.eos_token_id]]
+    assert corpus.num_documents == 20
+    assert len(corpus) == len(expected) // 16
+    assert all_tokens(corpus).tolist() == expected[: len(corpus) * 16]
+
+
+def test_all_tokens_but_the_first_are_targets(tokenizer):
+    corpus = PackedCorpus(generate_corpus(20), tokenizer, max_length=16)
+    batch = corpus.token_batch(torch.tensor([3, 1]), normalizer=2.5)
+    assert batch.input_ids.shape == (2, 16)
+    assert batch.normalizer == 2.5
+    assert batch.attention_mask.all()
+    assert not batch.target_mask[:, 0].any()
+    assert batch.target_mask[:, 1:].all()
+    assert corpus.target_counts.tolist() == [15] * len(corpus)
+    assert batch.indices.tolist() == [3, 1]
+
+
+def test_text_files_by_line_paragraph_and_file(tmp_path):
+    text = "one\ntwo\n\nthree<@x(x!>four\n"
+    (tmp_path / "a.txt").write_text(text)
+    with gzip.open(tmp_path / "b.txt.gz", "wt") as handle:
+        handle.write(text)
+    for name in ("a.txt", "b.txt.gz"):
+        path = str(tmp_path / name)
+        assert list(CorpusSource(path).documents()) == ["one", "two", "three<@x(x!>four"]
+        marked = CorpusSource(path, newline_marker="<@x(x!>")
+        assert list(marked.documents()) == ["one", "two", "three\nfour"]
+        assert list(CorpusSource(path, documents_are="paragraphs").documents()) == ["one\ntwo", "three<@x(x!>four"]
+        assert list(CorpusSource(path, documents_are="files").documents()) == [text.rstrip()]
+    assert list(CorpusSource(str(tmp_path), limit=4).documents()) == ["one", "two", "three<@x(x!>four", "one"]
+    several = CorpusSource([str(tmp_path / "a.txt"), str(tmp_path / "b.txt.gz")])
+    assert len(list(several.documents())) == 6
+
+
+def test_jsonl_and_folders_of_it(tmp_path):
+    rows = [{"text": "one", "title": "t"}, {"text": "  "}, {"text": "two"}]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert list(CorpusSource(str(tmp_path / "train.jsonl")).documents()) == ["one", "two"]
+    assert list(CorpusSource(str(tmp_path), split="train").documents()) == ["one", "two"]
+    with pytest.raises(ValueError, match=r"line 1: no field 'body' for the text; the row has 'text', 'title'"):
+        list(CorpusSource(str(tmp_path / "train.jsonl"), field="body").documents())
+
+
+def test_cache_follows_the_file(tmp_path, tokenizer):
+    file, cache = tmp_path / "a.txt", tmp_path / "cache"
+    file.write_text("\n".join(generate_corpus(20)))
+    source = CorpusSource(str(file))
+    first = PackedCorpus(source, tokenizer, max_length=16, cache_dir=cache)
+    second = PackedCorpus(source, tokenizer, max_length=16, cache_dir=cache)
+    assert (first.from_cache, second.from_cache) == (False, True)
+    assert torch.equal(all_tokens(first), all_tokens(second))
+    assert not PackedCorpus(source, tokenizer, max_length=17, cache_dir=cache).from_cache
+    os.utime(file, ns=(1, 1))
+    assert not PackedCorpus(source, tokenizer, max_length=16, cache_dir=cache).from_cache
+    built_in = PackedCorpus(SyntheticCorpus(20), tokenizer, max_length=16, cache_dir=cache)
+    assert torch.equal(all_tokens(built_in), all_tokens(first))
+    assert PackedCorpus(generate_corpus(20), tokenizer, max_length=16, cache_dir=cache).from_cache
+
+
+def test_errors(tmp_path, tokenizer):
+    with pytest.raises(ValueError, match="less than one block of max_length=64"):
+        PackedCorpus(["short"], tokenizer, max_length=64)
+    with pytest.raises(ValueError, match="max_length must be at least 2"):
+        PackedCorpus(["text"], tokenizer, max_length=1)
+    with pytest.raises(TypeError, match="CorpusSource"):
+        PackedCorpus("corpus.txt", tokenizer, max_length=8)
+    with pytest.raises(ValueError, match="documents_are"):
+        CorpusSource("a.txt", documents_are="words")
+    with pytest.raises(ValueError, match="limit"):
+        CorpusSource("a.txt", limit=0)
+    with pytest.raises(FileNotFoundError, match="No text file"):
+        list(CorpusSource(str(tmp_path / "none.txt")).documents())
+    (tmp_path / "a.xyz").write_text("x")
+    with pytest.raises(ValueError, match="unknown kind"):
+        list(CorpusSource(str(tmp_path / "a.xyz")).documents())
+
+
+def test_real_corpora(real_data, tokenizer):
+    folder = real_data / "corpus"
+    articles = CorpusSource(str(folder / "wikipedia_articles.jsonl.gz"), limit=5)
+    assert len(PackedCorpus(articles, tokenizer, max_length=128)) > 5
+    official = CorpusSource(str(folder / "openwebtext_minillm_example.txt"), newline_marker="<@x(x!>")
+    texts = list(official.documents())
+    assert len(texts) == 11
+    assert any("\n" in text for text in texts)

@@ -1,0 +1,198 @@
+import csv
+import gzip
+import json
+
+import datasets
+import pytest
+
+from lightning_minillm.data import FieldMap, InstructionRecord, InstructionSource, load_instructions
+
+ROWS = [
+    {"instruction": "Say hello.", "input": "", "output": "Hello.", "topic": "talk"},
+    {"instruction": "Sort.", "input": "b, a", "output": ["a, b", "a and b"], "exact": True},
+    {"instruction": "Löse: 1 + 1 = ?", "input": None, "output": "2"},
+]
+RECORDS = [
+    InstructionRecord("Say hello.", "", ("Hello.",), "talk", False),
+    InstructionRecord("Sort.", "b, a", ("a, b", "a and b"), "", True),
+    InstructionRecord("Löse: 1 + 1 = ?", "", ("2",), "", False),
+]
+LINES = "\n".join(json.dumps(row) for row in ROWS) + "\n"
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+
+
+def test_jsonl_plain_and_gzipped(tmp_path):
+    (tmp_path / "a.jsonl").write_text(LINES.replace("\n", "\n\n", 1), encoding="utf-8")
+    with gzip.open(tmp_path / "b.jsonl.gz", "wt", encoding="utf-8") as handle:
+        handle.write(LINES)
+    assert load_instructions(tmp_path / "a.jsonl") == RECORDS
+    assert load_instructions(tmp_path / "b.jsonl.gz") == RECORDS
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps(ROWS),
+        json.dumps(ROWS, indent=2),
+        json.dumps({"data": ROWS}),
+        json.dumps({"data": ROWS}, indent=1),
+        LINES,
+    ],
+)
+def test_json_list_object_or_lines(tmp_path, text):
+    (tmp_path / "a.json").write_text(text, encoding="utf-8")
+    assert load_instructions(tmp_path / "a.json") == RECORDS
+
+
+def test_csv_keeps_text_as_it_is(tmp_path):
+    with open(tmp_path / "a.csv", "w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle)
+        writer.writerows([["instruction", "context", "response"], ["Say, 'NA'.", "", "NA"], ["Code?", "x\ny", "007"]])
+    found = load_instructions(tmp_path / "a.csv")
+    assert [(r.instruction, r.input, r.responses) for r in found] == [
+        ("Say, 'NA'.", "", ("NA",)),
+        ("Code?", "x\ny", ("007",)),
+    ]
+
+
+def test_tsv_and_gzipped_csv(tmp_path):
+    (tmp_path / "a.tsv").write_text("instruction\toutput\nOne, two\tthree\n", encoding="utf-8")
+    with gzip.open(tmp_path / "b.csv.gz", "wt", encoding="utf-8") as handle:
+        handle.write('instruction,output\n"One, two",three\n')
+    expected = [InstructionRecord("One, two", "", ("three",))]
+    assert load_instructions(tmp_path / "a.tsv") == expected
+    assert load_instructions(tmp_path / "b.csv.gz") == expected
+
+
+def test_parquet_saved_folder_and_hub_go_through_datasets(tmp_path, monkeypatch):
+    data = datasets.Dataset.from_list([{"instruction": "Go.", "output": ["a", "b"], "category": "c"}] * 3)
+    data.to_parquet(tmp_path / "a.parquet")
+    data.save_to_disk(tmp_path / "saved")
+    datasets.DatasetDict({"train": data}).save_to_disk(tmp_path / "splits")
+    expected = [InstructionRecord("Go.", "", ("a", "b"), "c")] * 3
+    assert load_instructions(tmp_path / "a.parquet") == expected
+    assert load_instructions(tmp_path / "saved") == expected
+    assert load_instructions(tmp_path / "splits", split="train") == expected
+    with pytest.raises(FileNotFoundError, match="it has train"):
+        load_instructions(tmp_path / "splits", split="test")
+
+    def load_dataset(path, name, split):
+        assert (path, name, split) == ("someone/some-set", "main", "train")
+        return data
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert InstructionSource("someone/some-set", split="train", name="main", limit=2).load() == expected[:2]
+
+
+def test_hub_errors_are_explained(monkeypatch):
+    def load_dataset(path, name, split):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(ValueError, match="name the split"):
+        load_instructions("someone/some-set")
+    with pytest.raises(FileNotFoundError, match="could not be loaded from the hub: ConnectionError: no network"):
+        load_instructions("someone/some-set", split="train")
+
+
+def test_folder_with_and_without_split(tmp_path):
+    (tmp_path / "train.jsonl").write_text(LINES, encoding="utf-8")
+    (tmp_path / "test-00.jsonl").write_text(json.dumps(ROWS[0]), encoding="utf-8")
+    (tmp_path / "test-01.jsonl").write_text(json.dumps(ROWS[1]), encoding="utf-8")
+    (tmp_path / "notes.md").write_text("no data", encoding="utf-8")
+    assert load_instructions(tmp_path, split="train") == RECORDS
+    assert load_instructions(tmp_path, split="test") == RECORDS[:2]
+    assert load_instructions(tmp_path) == RECORDS[:2] + RECORDS
+    with pytest.raises(FileNotFoundError, match=r"no file for the split 'dev'; it holds test-00.jsonl"):
+        load_instructions(tmp_path, split="dev")
+
+
+def test_field_map_and_limit(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"question": "Why?", "facts": "f", "answers": ["So."], "task": "t"}\n' * 5)
+    fields = FieldMap(instruction="question", input=["context", "facts"], response="answers", task=())
+    found = InstructionSource(str(tmp_path / "a.jsonl"), fields=fields, limit=2).load()
+    assert found == [InstructionRecord("Why?", "f", ("So.",))] * 2
+
+
+def test_a_broken_line_is_named(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text(LINES + '{"instruction": "x", \n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 4: broken JSON"):
+        load_instructions(file)
+    file.write_text(LINES + "[1, 2]\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 4: expected one JSON object a line, got list"):
+        load_instructions(file)
+    json_file = tmp_path / "b.json"
+    json_file.write_text('[\n{"instruction": "x"},\n{]', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"b\.json, line 3: broken JSON"):
+        load_instructions(json_file)
+    json_file.write_text('["x"]', encoding="utf-8")
+    with pytest.raises(ValueError, match="record 1: expected an object, got str"):
+        load_instructions(json_file)
+    json_file.write_text("3", encoding="utf-8")
+    with pytest.raises(ValueError, match="expected a list of objects"):
+        load_instructions(json_file)
+
+
+def test_a_broken_csv_is_named(tmp_path):
+    (tmp_path / "a.csv").write_text("instruction,output\nx,y\nx,y,z\n")
+    with pytest.raises(ValueError, match=r"a\.csv' can not be read as csv: .*line 3"):
+        load_instructions(tmp_path / "a.csv")
+
+
+def test_missing_fields_say_which_exist(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"question": "Why?", "answer": "So."}\n')
+    with pytest.raises(
+        ValueError, match=r"no field 'instruction' for the instruction; the row has 'question', 'answer'"
+    ):
+        load_instructions(tmp_path / "a.jsonl")
+    with pytest.raises(ValueError, match=r"no field 'output' or 'response' or 'responses' for the response"):
+        load_instructions(tmp_path / "a.jsonl", fields=FieldMap(instruction="question"))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"instruction": "x", "output": []}, "'output' holds no response"),
+        ({"instruction": "x", "output": None}, "'output' holds no response"),
+        ({"instruction": None, "output": "y"}, "'instruction' is null"),
+    ],
+)
+def test_rows_without_content(tmp_path, row, message):
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    with pytest.raises(ValueError, match=message):
+        load_instructions(tmp_path / "a.jsonl")
+
+
+def test_places_that_do_not_fit(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("\n")
+    (tmp_path / "a.xyz").write_text("x")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match="the split is empty"):
+        load_instructions(tmp_path / "empty.jsonl")
+    with pytest.raises(ValueError, match="unknown kind"):
+        load_instructions(tmp_path / "a.xyz")
+    with pytest.raises(ValueError, match="single file and has no split 'train'"):
+        load_instructions(tmp_path / "empty.jsonl", split="train")
+    with pytest.raises(ValueError, match="limit must be at least 1"):
+        load_instructions(tmp_path / "empty.jsonl", limit=0)
+    for missing in ("nowhere.jsonl", str(tmp_path / "nowhere"), "./nowhere"):
+        with pytest.raises(FileNotFoundError, match="No data file"):
+            load_instructions(missing)
+    with pytest.raises(FileNotFoundError, match="holds no data file"):
+        load_instructions(tmp_path / "folder")
+
+
+def test_real_files(real_data):
+    train = load_instructions(real_data / "dolly" / "train.jsonl.gz")
+    assert len(train) == 11435
+    assert train[0].task
+    raw = load_instructions(real_data / "dolly" / "databricks-dolly-15k.jsonl.gz", limit=50)
+    assert any(record.input for record in raw)
+    several = load_instructions(real_data / "sni" / "minillm_sinst_11_valid.jsonl")
+    assert len(several) == 1694
+    assert max(len(record.responses) for record in several) > 1

@@ -1,0 +1,199 @@
+from itertools import pairwise
+
+import pytest
+import torch
+
+from lightning_minillm.data import (
+    EncodedInstructions,
+    EvaluationLoader,
+    LMStream,
+    PackedCorpus,
+    PlainTemplate,
+    TokenLoader,
+    accumulation_steps,
+    generate_corpus,
+)
+
+LAYOUTS = [(8, 1), (4, 1), (2, 2), (1, 4), (2, 4), (1, 8)]
+
+
+@pytest.fixture(scope="module")
+def encoded(records, tokenizer):
+    return EncodedInstructions(records, tokenizer, PlainTemplate(), max_length=96, max_prompt_length=64)
+
+
+@pytest.fixture(scope="module")
+def corpus(tokenizer):
+    return PackedCorpus(generate_corpus(30), tokenizer, max_length=16)
+
+
+def epoch_of(loader, epoch=0):
+    loader.sampler.set_epoch(epoch)
+    return list(loader)
+
+
+def same(a, b):
+    return torch.equal(a.input_ids, b.input_ids) and torch.equal(a.indices, b.indices) and a.normalizer == b.normalizer
+
+
+@pytest.mark.parametrize(("micro", "world"), LAYOUTS)
+def test_every_layout_sees_the_same_global_batches(encoded, micro, world):
+    whole = [set(batch.indices.tolist()) for batch in epoch_of(TokenLoader(encoded, 8, seed=1), epoch=2)]
+    accumulation = 8 // (micro * world)
+    dealt = [[] for _ in whole]
+    for rank in range(world):
+        loader = TokenLoader(encoded, 8, micro, rank=rank, world_size=world, seed=1)
+        batches = epoch_of(loader, epoch=2)
+        assert len(batches) == len(loader) == loader.steps_per_epoch * accumulation == 5 * accumulation
+        assert loader.accumulation == accumulation
+        for number, batch in enumerate(batches):
+            assert len(batch.indices) == micro
+            dealt[number // accumulation] += batch.indices.tolist()
+    assert [set(rows) for rows in dealt] == whole
+    assert all(len(rows) == 8 for rows in dealt)
+
+
+@pytest.mark.parametrize(("micro", "world"), LAYOUTS)
+def test_normalizers_make_the_mean_over_the_global_batch(encoded, micro, world):
+    """Averaged over ranks and micro-batches, sum / normalizer is the mean over all target tokens."""
+    value = torch.randn(len(encoded), 96, generator=torch.Generator().manual_seed(0))
+    accumulation = 8 // (micro * world)
+    totals = torch.zeros(5)
+    for rank in range(world):
+        loader = TokenLoader(encoded, 8, micro, rank=rank, world_size=world, seed=1)
+        for number, batch in enumerate(epoch_of(loader)):
+            width = batch.input_ids.shape[1]
+            loss = (value[batch.indices, :width] * batch.target_mask).sum() / batch.normalizer
+            totals[number // accumulation] += loss / (accumulation * world)
+    for step, batch in enumerate(epoch_of(TokenLoader(encoded, 8, seed=1))):
+        width = batch.input_ids.shape[1]
+        expected = value[batch.indices, :width][batch.target_mask].mean()
+        torch.testing.assert_close(totals[step], expected)
+
+
+def test_epochs_differ_and_repeat(encoded):
+    loader = TokenLoader(encoded, 8, seed=1)
+    first, second, again = epoch_of(loader, 0), epoch_of(loader, 1), epoch_of(loader, 0)
+    assert all(same(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(same(a, b) for a, b in zip(first, second, strict=True))
+    assert {row for batch in first for row in batch.indices.tolist()} == set(range(40))
+
+
+def test_micro_batches_group_rows_of_like_length(encoded):
+    loader = TokenLoader(encoded, 40, 4, seed=0)
+    lengths = [encoded.lengths[batch.indices] for batch in loader]
+    for shorter, longer in pairwise(lengths):
+        assert shorter.max() <= longer.min()
+
+
+def test_without_shuffle_batches_follow_the_data(encoded):
+    batches = list(TokenLoader(encoded, 8, shuffle=False))
+    assert sorted(batches[1].indices.tolist()) == list(range(8, 16))
+
+
+def test_the_last_rows_are_left_out_or_the_batch_is_filled(encoded):
+    assert len(TokenLoader(encoded, 16)) == 2
+    loader = TokenLoader(encoded, 16, 4, drop_last=False)
+    batches = list(loader)
+    assert len(batches) == len(loader) == 12
+    rows = [row for batch in batches for row in batch.indices.tolist()]
+    assert set(rows) == set(range(40))
+    assert len(rows) == 48
+    wide = TokenLoader(encoded, 100, drop_last=False)
+    assert len(next(iter(wide)).indices) == 100
+
+
+@pytest.mark.parametrize("stop", [0, 1, 7, 19, 20])
+def test_resume_in_the_middle_of_an_epoch(encoded, stop):
+    def make():
+        return TokenLoader(encoded, 8, 2, seed=4)
+
+    whole = [epoch_of(make(), epoch) for epoch in range(4)]
+    loader = make()
+    epoch_of(loader, 1)
+    loader.sampler.set_epoch(2)
+    iterator = iter(loader)
+    for _ in range(stop):
+        next(iterator)
+    state = loader.state_dict()
+
+    resumed = make()
+    resumed.load_state_dict(state)
+    assert resumed.state_dict() == state
+    early = iter(resumed)  # Lightning makes the iterator before it sets the epoch
+    resumed.sampler.set_epoch(2)
+    rest = list(early)
+    assert len(rest) == 20 - stop
+    assert all(same(a, b) for a, b in zip(rest, whole[2][stop:], strict=True))
+    assert all(same(a, b) for a, b in zip(epoch_of(resumed, 3), whole[3], strict=True))
+
+
+def test_a_state_of_a_finished_epoch_does_not_shorten_the_next(encoded):
+    loader = TokenLoader(encoded, 8)
+    epoch_of(loader, 0)
+    resumed = TokenLoader(encoded, 8)
+    resumed.load_state_dict(loader.state_dict())
+    assert len(epoch_of(resumed, 1)) == 5
+
+
+@pytest.mark.parametrize(("micro", "world"), LAYOUTS)
+def test_the_lm_stream_is_the_same_in_every_layout(corpus, micro, world):
+    whole = [LMStream(corpus, 8, seed=3).batch(step) for step in range(6)]
+    accumulation = 8 // (micro * world)
+    for step in range(6):
+        rows = []
+        for rank in range(world):
+            stream = LMStream(corpus, 8, micro, rank=rank, world_size=world, seed=3)
+            for number in range(accumulation):
+                batch = stream.batch(step * accumulation + number)
+                assert batch.normalizer == micro * 15
+                rows += batch.indices.tolist()
+        assert sorted(rows) == sorted(whole[step].indices.tolist())
+
+
+def test_the_lm_stream_crosses_epochs_and_has_no_state(corpus):
+    stream = LMStream(corpus, 4, seed=0)
+    num = len(corpus)
+    rows = [row for step in range(num) for row in stream.batch(step).indices.tolist()]
+    assert sorted(rows) == sorted(list(range(num)) * 4)
+    assert same(stream.batch(3), LMStream(corpus, 4, seed=0).batch(3))
+    assert stream.batch(10**9).input_ids.shape == (4, 16)
+
+
+def test_the_lm_stream_takes_instruction_pairs_too(encoded):
+    batch = LMStream(encoded, 8, 4).batch(1)
+    assert batch.input_ids.shape[0] == 4
+    assert batch.target_mask.any()
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_evaluation_deals_each_row_once(encoded, world):
+    loaders = [EvaluationLoader(encoded, 6, rank=rank, world_size=world) for rank in range(world)]
+    assert len({len(loader) for loader in loaders}) == 1
+    rows = []
+    for loader in loaders:
+        batches = list(loader)
+        assert len(batches) == len(loader)
+        assert all(1 <= len(batch.tasks) <= 6 for batch in batches)
+        rows += [row for batch in batches for row in batch.prompts.indices.tolist()]
+    assert sorted(rows) == list(range(40))
+
+
+def test_sizes_that_do_not_divide(encoded):
+    assert accumulation_steps(64, 8, 2) == 4
+    with pytest.raises(ValueError, match=r"batch_size=60 .* 2 rank\(s\) x micro-batches of 8: use batch_size 48 or 64"):
+        accumulation_steps(60, 8, 2)
+    with pytest.raises(ValueError, match="use batch_size 16,"):
+        accumulation_steps(3, 8, 2)
+    with pytest.raises(ValueError, match="micro_batch_size must be at least 1"):
+        TokenLoader(encoded, 8, 0)
+    with pytest.raises(ValueError, match="use batch_size 6 or 9"):
+        TokenLoader(encoded, 8, world_size=3)
+    with pytest.raises(ValueError, match="rank must lie in"):
+        TokenLoader(encoded, 8, rank=2, world_size=2)
+    with pytest.raises(ValueError, match="more than the 40 rows"):
+        TokenLoader(encoded, 64)
+    with pytest.raises(ValueError, match="eval_batch_size must be at least 1"):
+        EvaluationLoader(encoded, 0)
+    with pytest.raises(ValueError, match="cannot be dealt to 3 ranks"):
+        EvaluationLoader(encoded, 1, world_size=3)
