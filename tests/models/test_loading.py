@@ -1,0 +1,189 @@
+import json
+
+import pytest
+import torch
+
+from lightning_minillm.models import (
+    check_tokenizers,
+    init_causal_lm,
+    load_causal_lm,
+    load_tokenizer,
+    shared_vocabulary,
+)
+
+TINY = {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 32}
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory, make_model):
+    folder = tmp_path_factory.mktemp("model")
+    make_model("gpt2").save_pretrained(folder)
+    return folder
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten().float() for p in model.parameters()])
+
+
+# --- loading a model --------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_model_is_loaded_as_it_was(model_folder, make_model, make_prompts):
+    loaded, original = load_causal_lm(model_folder), make_model("gpt2")
+    ids = make_prompts((5, 5)).input_ids
+    assert not loaded.training
+    assert next(loaded.parameters()).dtype == torch.float32
+    assert torch.equal(loaded(input_ids=ids).logits, original(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("bfloat16", torch.bfloat16), ("float16", torch.float16)])
+def test_half_precision_for_teachers(model_folder, dtype, expected):
+    assert {p.dtype for p in load_causal_lm(model_folder, dtype=dtype).parameters()} == {expected}
+
+
+def test_the_attention_implementation_is_chosen(model_folder):
+    model = load_causal_lm(str(model_folder), attn_implementation="eager")
+    assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize(("dropout", "expected"), [(None, 0.1), (0.0, 0.0), (0.3, 0.3)])
+def test_dropout_overrides_every_rate_or_none(model_folder, dropout, expected):
+    config = load_causal_lm(model_folder, dropout=dropout).config
+    assert (config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) == (expected,) * 3
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0])
+def test_dropout_outside_its_range(model_folder, dropout):
+    with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\)"):
+        load_causal_lm(model_folder, dropout=dropout)
+
+
+def test_an_unknown_dtype_names_the_known_ones(model_folder):
+    with pytest.raises(ValueError, match="float32"):
+        load_causal_lm(model_folder, dtype="float64")
+
+
+def test_a_folder_that_does_not_exist(tmp_path):
+    with pytest.raises(ValueError, match=r"there is no folder .* give an existing folder or a hub name"):
+        load_causal_lm(tmp_path / "missing")
+
+
+def test_a_folder_that_is_no_model(tmp_path):
+    with pytest.raises(ValueError, match=r"no config.json: it is not a Hugging Face model folder"):
+        load_causal_lm(tmp_path)
+
+
+REMOTE_CODE = """
+raise SystemExit("code of a model ran although nobody asked for it")
+"""
+
+
+@pytest.mark.parametrize(
+    ("model_type", "auto_map"),
+    [
+        ("gpt2", {"AutoModelForCausalLM": "modeling_odd.OddLM"}),
+        ("odd", {"AutoConfig": "modeling_odd.OddConfig", "AutoModelForCausalLM": "modeling_odd.OddLM"}),
+    ],
+)
+def test_remote_code_is_refused_unless_asked_for(tmp_path, model_type, auto_map):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "auto_map": auto_map}))
+    (tmp_path / "modeling_odd.py").write_text(REMOTE_CODE)
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        load_causal_lm(tmp_path)
+
+
+# --- making a model ---------------------------------------------------------------------------------------------------
+
+
+def test_random_weights_follow_the_seed_and_leave_the_global_state_alone(tokenizer):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = init_causal_lm("gpt2", tokenizer, seed=1, **TINY)
+    assert torch.equal(torch.rand(3), expected)
+    torch.rand(7)
+    assert torch.equal(weights(first), weights(init_causal_lm("gpt2", tokenizer, seed=1, **TINY)))
+    assert not torch.equal(weights(first), weights(init_causal_lm("gpt2", tokenizer, seed=2, **TINY)))
+
+
+def test_sizes_and_special_ids_come_from_the_tokenizer(tokenizer, tmp_path):
+    model = init_causal_lm("gpt2", tokenizer, **TINY)
+    assert model.get_output_embeddings().weight.shape == (len(tokenizer), 16)
+    assert model.config.eos_token_id == tokenizer.eos_token_id
+    assert not model.training
+    tokenizer.save_pretrained(tmp_path)
+    from_folder = init_causal_lm("gpt2", tmp_path, vocab_size=64, **TINY)
+    assert from_folder.get_output_embeddings().weight.shape == (64, 16)
+
+
+def test_an_unknown_field_or_architecture_is_an_error(tokenizer):
+    with pytest.raises(ValueError, match=r"no config fields \['n_layers'\]"):
+        init_causal_lm("gpt2", tokenizer, n_layers=2)
+    with pytest.raises(ValueError, match="gpt2000"):
+        init_causal_lm("gpt2000", tokenizer)
+
+
+# --- tokenizers -------------------------------------------------------------------------------------------------------
+
+
+def test_eos_pads_where_there_is_no_pad_token(tmp_path, make_tokenizer):
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.pad_token_id == loaded.eos_token_id
+    assert loaded.padding_side == "left"
+
+
+def test_a_pad_token_of_its_own_stays(tmp_path, make_tokenizer):
+    make_tokenizer(pad_token="<pad>").save_pretrained(tmp_path)
+    loaded = load_tokenizer(str(tmp_path))
+    assert loaded.pad_token == "<pad>"
+    assert loaded.pad_token_id != loaded.eos_token_id
+
+
+def test_a_tokenizer_without_eos_is_an_error(tmp_path, make_tokenizer):
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no eos token"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_folder_that_does_not_exist(tmp_path):
+    with pytest.raises(ValueError, match="there is no folder"):
+        load_tokenizer(tmp_path / "missing")
+
+
+def test_equal_tokenizers_pass(make_tokenizer):
+    check_tokenizers(make_tokenizer(), make_tokenizer())
+
+
+@pytest.mark.parametrize("words", [30, 45])
+def test_tokenizers_of_other_sizes_name_the_way_out(make_tokenizer, words):
+    with pytest.raises(ValueError, match=r"tokens differ.*SeqKD.*minillm-generate"):
+        check_tokenizers(make_tokenizer(), make_tokenizer(words=words))
+
+
+def test_the_same_tokens_under_other_ids_are_different_tokenizers(make_tokenizer):
+    with pytest.raises(ValueError, match="1 tokens differ"):
+        check_tokenizers(make_tokenizer(), make_tokenizer(pad_token="<pad>"))
+    swapped = make_tokenizer()
+    vocabulary = json.loads(swapped.backend_tokenizer.to_str())
+    words = vocabulary["model"]["vocab"]
+    words["w3"], words["w4"] = words["w4"], words["w3"]
+    swapped._tokenizer = type(swapped.backend_tokenizer).from_str(json.dumps(vocabulary))
+    with pytest.raises(ValueError, match=r"2 tokens differ, e.g. 'w3', 'w4'"):
+        check_tokenizers(make_tokenizer(), swapped)
+
+
+def test_another_end_of_text_is_another_tokenizer(make_tokenizer):
+    other = make_tokenizer()
+    other.eos_token = "w5"
+    with pytest.raises(ValueError, match="the eos token"):
+        check_tokenizers(make_tokenizer(), other)
+
+
+def test_the_shared_vocabulary_is_the_smaller_one(make_model):
+    small, large = make_model("gpt2", vocab_size=37), make_model("llama", vocab_size=40)
+    assert shared_vocabulary(small, large) == shared_vocabulary(large, small) == 37

@@ -1,0 +1,127 @@
+import pytest
+import torch
+from torch import nn
+
+from lightning_minillm.models import SplitCausalLM
+
+SMALL = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+}
+# families whose logits are not just head(hidden), with a value of the setting that shows
+SCALED = {
+    "gemma2": {**SMALL, "final_logit_softcapping": 2.0, "sliding_window": 8},
+    "cohere": {**{k: v for k, v in SMALL.items() if k != "head_dim"}, "logit_scale": 0.37},
+    "granite": {**{k: v for k, v in SMALL.items() if k != "head_dim"}, "logits_scaling": 3.0},
+}
+
+
+def own_logits(model, prompts):
+    """The model's logits of every row alone, without padding."""
+    rows = []
+    for ids, mask in zip(prompts.input_ids, prompts.attention_mask, strict=True):
+        with torch.no_grad():
+            rows.append(model(input_ids=ids[mask][None]).logits[0])
+    return rows
+
+
+def test_left_padding_changes_no_logits(family, make_model, make_prompts):
+    model, prompts = make_model(family), make_prompts((9, 3, 7, 1), width=11)
+    split = SplitCausalLM(model)
+    assert split.is_split
+    with torch.no_grad():
+        hidden, cache = split.hidden(prompts.input_ids, prompts.attention_mask)
+    assert cache is None
+    assert hidden.shape[-1] == split.hidden_size
+    for row, expected in enumerate(own_logits(model, prompts)):
+        given = split.project(hidden[row][prompts.attention_mask[row]])
+        torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_soft_caps_and_scales_are_the_models(name, make_model, make_prompts):
+    model, prompts = make_model(name, **SCALED[name]), make_prompts((6, 6))
+    split = SplitCausalLM(model)
+    assert split.is_split
+    with torch.no_grad():
+        hidden, _ = split.hidden(prompts.input_ids, prompts.attention_mask)
+        expected = model(input_ids=prompts.input_ids).logits
+    torch.testing.assert_close(split.project(hidden), expected)
+    # the setting is no no-op here: the bare head gives something else
+    assert (model.get_output_embeddings()(hidden) - expected).abs().max() > 0.1
+
+
+class OddHead(nn.Module):
+    """Stands for a family that does something to its logits that the package does not know."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.inner = model
+        self.config = model.config
+        self.base_model = model.base_model
+
+    def get_output_embeddings(self):
+        return self.inner.get_output_embeddings()
+
+    def forward(self, **kwargs):
+        output = self.inner(**kwargs)
+        output.logits = output.logits.sin()
+        return output
+
+
+def test_a_head_that_cannot_be_split_falls_back_to_its_own_logits(make_model, make_prompts):
+    model, prompts = OddHead(make_model("gpt2")).eval(), make_prompts((6, 4))
+    with pytest.warns(UserWarning, match="cannot be told from its body"):
+        split = SplitCausalLM(model)
+    assert not split.is_split
+    with torch.no_grad():
+        hidden, _ = split.hidden(prompts.input_ids, prompts.attention_mask)
+    assert hidden.shape[-1] == split.hidden_size
+    for row, expected in enumerate(own_logits(model.inner, prompts)):
+        given = split.project(hidden[row][prompts.attention_mask[row]])
+        torch.testing.assert_close(given, expected.sin(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_looking_at_a_model_leaves_its_mode_and_gradients_alone(make_model, training):
+    model = make_model("gpt2").train(training)
+    SplitCausalLM(model)
+    assert model.training is training
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_token_states_are_those_before_the_targets(make_model, make_prompts):
+    model, prompts = make_model("llama"), make_prompts((6, 4, 2))
+    target_mask = prompts.attention_mask.clone()
+    target_mask[torch.arange(3), prompts.attention_mask.int().argmax(-1)] = False
+    states, ids = SplitCausalLM(model).token_states(prompts.input_ids, prompts.attention_mask, target_mask)
+    logits = own_logits(model, prompts)
+    torch.testing.assert_close(states.logits(), torch.cat([rows[:-1] for rows in logits]), rtol=1e-4, atol=1e-4)
+    assert torch.equal(ids, prompts.input_ids[target_mask])
+
+
+def test_gradients_are_those_of_the_whole_model(make_model, make_prompts):
+    model, prompts = make_model("gpt2"), make_prompts((5, 5))
+    loss = model(input_ids=prompts.input_ids).logits.square().mean()
+    expected = torch.autograd.grad(loss, list(model.parameters()))
+    split = SplitCausalLM(model)
+    hidden, _ = split.hidden(prompts.input_ids, prompts.attention_mask)
+    given = torch.autograd.grad(split.project(hidden).square().mean(), list(model.parameters()))
+    torch.testing.assert_close(given, expected)
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
+def test_a_cache_that_does_not_come_back_is_an_error(make_model, make_prompts):
+    from transformers import DynamicCache
+
+    model, prompts = make_model("gpt2").train(), make_prompts((5, 5))
+    model.gradient_checkpointing_enable()
+    split = SplitCausalLM(model)
+    with pytest.raises(RuntimeError, match="no key-value cache"):
+        split.hidden(prompts.input_ids, prompts.attention_mask, cache=DynamicCache(config=model.config))
