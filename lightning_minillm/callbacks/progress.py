@@ -50,6 +50,12 @@ class RolloutProgressBar(RichProgressBar):
         _forget(pl_module, self._on_rollout)
         super().teardown(trainer, pl_module, stage)
 
+    def _get_train_description(self, current_epoch: int) -> str:
+        """Leave out the number of epochs where only steps are limited (the base class would show -2)."""
+        if self.trainer.max_epochs in (None, -1):
+            return f"Epoch {current_epoch}"
+        return super()._get_train_description(current_epoch)
+
     def _on_rollout(self, done: int, total: int) -> None:
         if self.is_disabled or self.progress is None:
             return

@@ -26,7 +26,7 @@ from lightning_minillm.cli.stages import (
 from lightning_minillm.cli.train import STUDENT_FOLDER
 
 KEYS = "cache_dir data name output_dir recipe redo seed shared_dir teacher_seed until workers".split()
-_RECIPE_KEYS = {"name", "teacher", "shared", "steps", "common", "train_common", "stages", "evaluate"}
+_RECIPE_KEYS = set("common evaluate extra name requires shared stages steps teacher train_common".split())
 _STAGE_KEYS = {"command", "title", "needs", "starts_at", "overrides", "extra"}
 CURVES = ("val/rougeL", "val/reverse_kl", "val/loss", "val/response_length")
 
@@ -91,6 +91,9 @@ def plan(config: Config, shown_progress: bool) -> dict[str, Stage]:
     """
     node = config["recipe"]
     _check_keys("recipe", node, _RECIPE_KEYS)
+    missing = [key for key in node["requires"] if config["data"][key.removeprefix("data.")] is None]
+    if missing:
+        raise ValueError(f"recipe={node['name']} needs {' and '.join(f'{key}=...' for key in missing)}")
     stages: dict[str, Stage] = {}
     for name, settings in node["stages"].items():
         _check_keys(f"recipe.stages.{name}", settings, _STAGE_KEYS)
@@ -120,6 +123,7 @@ def _stage(config: Config, name: str, settings: Mapping[str, Any], shown_progres
         *node["common"],
         *(node["train_common"] if is_training else ()),
         *settings["overrides"],
+        *node["extra"],
         *(settings.get("extra") or ()),
         f"name={name}",
         *_places(config, folder),
@@ -184,6 +188,9 @@ def _with_absolute_paths(cfg: DictConfig | Mapping[str, Any]) -> DictConfig:
     copy = cfg.copy() if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
     for key in ("output_dir", "shared_dir", "cache_dir"):  # each may be said relative to the one before
         copy[key] = str(Path(copy[key]).expanduser().resolve())
+    for key, value in copy.data.items():
+        if value is not None and Path(value).expanduser().exists():  # else a name on the hub
+            copy.data[key] = str(Path(value).expanduser().resolve())
     return copy
 
 
