@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_minillm.losses.base import DEFAULT_CHUNK_SIZE, TokenLoss
 from lightning_minillm.losses.divergences import TeacherCrossEntropy
@@ -36,13 +36,15 @@ class WeightedLoss(TokenLoss):
             raise ValueError(f"losses {sorted(losses)} and weights {sorted(weights)} must name the same summands")
         if not any(weights.values()):
             raise ValueError("every weight is 0: the loss would be 0 for any student; set at least one weight")
-        self.losses = nn.ModuleDict({name: loss for name, loss in losses.items() if weights[name]})
-        self.weights = {name: float(weight) for name, weight in weights.items() if weight}
+        self.weights = {name: float(weights[name]) for name in losses if weights[name]}
+        # a list: as keys of a ModuleDict, natural names such as "forward" are taken by nn.Module
+        self.losses = nn.ModuleList(losses[name] for name in self.weights)
         self.token_inputs = tuple(dict.fromkeys(key for loss in self._summands.values() for key in loss.token_inputs))
 
     @property
     def _summands(self) -> dict[str, TokenLoss]:
-        return {name: loss for name, loss in self.losses.items() if isinstance(loss, TokenLoss)}
+        named = zip(self.weights, self.losses, strict=True)
+        return {name: loss for name, loss in named if isinstance(loss, TokenLoss)}
 
     @property
     def reads_teacher(self) -> bool:
@@ -50,13 +52,16 @@ class WeightedLoss(TokenLoss):
         return any(loss.reads_teacher for loss in self._summands.values())
 
     def token_values(self, signals: TokenSignals) -> TokenValues:
-        """Return the weighted sum, and the parts of all summands."""
+        """Return the weighted sum, and the parts of all summands.
+
+        A part that an earlier summand has reported too gets its summand's name in front.
+        """
         total = torch.zeros_like(signals.student_logits[:, 0])
-        parts = {}
+        parts: dict[str, Tensor] = {}
         for name, loss in self._summands.items():
             values = loss.token_values(signals)
             total = total + self.weights[name] * values.loss
-            parts.update(values.parts)
+            parts |= {f"{name}_{key}" if key in parts else key: value for key, value in values.parts.items()}
         return TokenValues(total, parts)
 
 

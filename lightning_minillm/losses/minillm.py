@@ -66,6 +66,8 @@ class MiniLLMLoss(TokenLoss):
             raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
         if reward_scaling is not None and reward_scaling <= 0:
             raise ValueError(f"reward_scaling must be positive or null, got {reward_scaling}")
+        if reward_clip is not None and reward_clip < 0:
+            raise ValueError(f"reward_clip must be positive, or 0 or null for none, got {reward_clip}")
         if return_start not in get_args(ReturnStart):
             raise ValueError(f"return_start must be one of {get_args(ReturnStart)}, got {return_start!r}")
         if whiten not in get_args(Whitening):
