@@ -1,0 +1,43 @@
+import pytest
+import torch
+
+from lightning_minillm.functional import divergences
+from lightning_minillm.losses import ForwardKL, GeneralizedJSD, LanguageModelingLoss, ReverseKL, TeacherCrossEntropy
+
+CASES = [
+    (ForwardKL(), divergences.forward_kl, "forward_kl"),
+    (ReverseKL(), divergences.reverse_kl, "reverse_kl"),
+    (GeneralizedJSD(0.2), lambda s, t: divergences.generalized_jsd(s, t, 0.2), "generalized_jsd"),
+    (TeacherCrossEntropy(), divergences.cross_entropy, "teacher_cross_entropy"),
+]
+
+
+@pytest.mark.parametrize(("loss", "function", "part"), CASES)
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_losses_are_means_of_the_functions_at_the_temperature(loss, function, part, temperature, make_tokens):
+    tokens = make_tokens()
+    student, teacher = tokens.student.logits() / temperature, tokens.teacher.logits() / temperature
+    given = tokens.apply(loss, temperature=temperature)
+    torch.testing.assert_close(given.loss, function(student, teacher).mean())
+    torch.testing.assert_close(given.parts[part], given.loss.detach())
+
+
+def test_kl_names_give_the_direction(make_tokens):
+    tokens = make_tokens()
+    q, p = tokens.student.logits().softmax(-1), tokens.teacher.logits().softmax(-1)
+    torch.testing.assert_close(tokens.apply(ReverseKL()).loss, (q * (q / p).log()).sum(-1).mean())
+    torch.testing.assert_close(tokens.apply(ForwardKL()).loss, (p * (p / q).log()).sum(-1).mean())
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0])
+def test_the_ends_of_beta_are_losses_of_their_own(beta):
+    with pytest.raises(ValueError, match="use ForwardKL or ReverseKL"):
+        GeneralizedJSD(beta)
+
+
+def test_language_modeling_is_torchs_cross_entropy(make_tokens):
+    tokens = make_tokens()
+    expected = torch.nn.functional.cross_entropy(tokens.student.logits(), tokens.target_ids)
+    given = tokens.apply(LanguageModelingLoss())
+    torch.testing.assert_close(given.loss, expected)
+    torch.testing.assert_close(given.parts["lm_loss"], expected.detach())
