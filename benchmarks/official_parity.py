@@ -1,9 +1,9 @@
 """Compare our numbers with those that the official MiniLLM code recorded.
 
-Each file holds one run of the official implementation on fixed token ids: prompts, responses, the state dicts of teacher
-and student, and what that code computed. This script runs our rollout-side and update-side code on the same ids and
-prints one JSON line a file: the relative error ||ours - theirs|| / ||theirs|| of every recorded quantity. It exits with 1
-when any is above the tolerance.
+Each file holds one run of the official implementation on fixed token ids: prompts, responses, the state dicts of
+teacher and student, and what that code computed. This script runs our rollout-side and update-side code on the same
+ids and prints one JSON line a file: the relative error ||ours - theirs|| / ||theirs|| of every recorded quantity. It
+exits with 1 when any is above the tolerance.
 
     python benchmarks/official_parity.py golden/*.safetensors
 """
@@ -28,7 +28,7 @@ from lightning_minillm.functional.returns import whiten, whitening_sums
 from lightning_minillm.losses import LanguageModelingLoss, MiniLLMLoss, TeacherCrossEntropy
 from lightning_minillm.models import SplitCausalLM
 from lightning_minillm.rollout import SamplingConfig, score_responses
-from lightning_minillm.rollout.scoring import response_logprobs, rollout_sequences
+from lightning_minillm.rollout.scoring import rollout_sequences
 from lightning_minillm.types import PromptBatch, RolloutBatch, TokenBatch
 
 
@@ -106,7 +106,8 @@ def rollouts_of(record: Record, key: str, student: SplitCausalLM, teacher: Split
 def rollout_side(record: Record, rollouts: RolloutBatch, own: RolloutBatch) -> dict[str, tuple[Tensor, Tensor]]:
     """Pairs (ours, theirs) of what the official sampler stores."""
     mask, loss = rollouts.response_mask, record.loss
-    assert rollouts.reward_logprobs is not None and own.reward_logprobs is not None
+    assert rollouts.reward_logprobs is not None
+    assert own.reward_logprobs is not None
     returns = loss.returns(rollouts)
     whitened = whiten(returns, whitening_sums(returns, mask, "all"))
     discounts = record.args["gamma"] ** torch.arange(mask.shape[1])

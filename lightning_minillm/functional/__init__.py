@@ -2,7 +2,13 @@
 
 from lightning_minillm.functional.divergences import cross_entropy, entropy, forward_kl, generalized_jsd, reverse_kl
 from lightning_minillm.functional.logprobs import TokenStates, gather_logprobs, select_targets, target_logprobs
-from lightning_minillm.functional.masking import lengths_to_mask, masked_mean, masked_sum, position_ids, response_lengths
+from lightning_minillm.functional.masking import (
+    lengths_to_mask,
+    masked_mean,
+    masked_sum,
+    position_ids,
+    response_lengths,
+)
 from lightning_minillm.functional.policy_gradient import clipped_surrogate, importance_weights
 from lightning_minillm.functional.returns import discounted_returns, token_rewards, whiten, whitening_sums
 

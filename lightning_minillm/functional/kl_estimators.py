@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def k1(student_logprobs: Tensor, teacher_logprobs: Tensor) -> Tensor:
-    """log q - log p: unbiased, can be negative."""
+    """Log q - log p: unbiased, can be negative."""
     return student_logprobs - teacher_logprobs
 
 

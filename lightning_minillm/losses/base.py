@@ -101,7 +101,9 @@ class TokenLoss(nn.Module, ABC):
         if self.reads_teacher and teacher is None:
             raise ValueError(f"{name} compares with a teacher, but none was given: pass teacher=... to the module")
         if teacher is not None and len(teacher) != len(student):
-            raise ValueError(f"{name} got {len(student)} student and {len(teacher)} teacher tokens; they must be the same")
+            raise ValueError(
+                f"{name} got {len(student)} student but {len(teacher)} teacher tokens; give the same tokens"
+            )
         missing = [key for key in self.token_inputs if key not in inputs]
         if missing:
             raise ValueError(f"{name} needs the per-token inputs {missing}; got {sorted(inputs)}")

@@ -54,7 +54,7 @@ class GeneralizedJSD(TokenLoss):
     def __init__(self, beta: float = 0.5, chunk_size: int | None = DEFAULT_CHUNK_SIZE) -> None:
         super().__init__(chunk_size)
         if not 0 < beta < 1:
-            raise ValueError(f"beta must lie strictly inside (0, 1), got {beta}; use ForwardKL or ReverseKL for the ends")
+            raise ValueError(f"beta must lie inside (0, 1), got {beta}; use ForwardKL or ReverseKL at the ends")
         self.beta = beta
 
     def token_values(self, signals: TokenSignals) -> TokenValues:

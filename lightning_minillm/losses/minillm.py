@@ -1,4 +1,4 @@
-"""MiniLLM's policy-gradient loss on rollouts (arXiv 2306.08543, section 2.2 and Algorithm 1; official minillm/losses.py).
+"""MiniLLM's policy-gradient loss (arXiv 2306.08543, section 2.2 and Algorithm 1; official minillm/losses.py).
 
 Legend: B rows, T response tokens, N valid response tokens.
 """

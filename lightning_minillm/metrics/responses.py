@@ -1,7 +1,7 @@
 """Metrics of generated responses against references, as torchmetrics.
 
-Rouge-L is torchmetrics' own (best over references, Porter stemmer, as the paper's evaluation has it); exact match follows
-the official code's normalisation. All values are sums over rows divided by the number of rows, over all ranks.
+Rouge-L is torchmetrics' own (best over references, Porter stemmer, as the paper's evaluation has it); exact match
+follows the official code's normalisation. All values are sums over rows divided by the number of rows, over all ranks.
 """
 
 from __future__ import annotations

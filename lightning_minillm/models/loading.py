@@ -83,7 +83,7 @@ def init_causal_lm(
     model_config = AutoConfig.for_model(architecture, **ids, pad_token_id=tokenizer.pad_token_id)
     unknown = [key for key in config if not hasattr(model_config, key)]
     if unknown:
-        raise ValueError(f"{architecture} has no config fields {unknown}; see transformers' {type(model_config).__name__}")
+        raise ValueError(f"{architecture} has no config fields {unknown}; see {type(model_config).__name__}")
     model_config = AutoConfig.for_model(architecture, **ids, pad_token_id=tokenizer.pad_token_id, **config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -106,10 +106,10 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
     """
     source = str(path)
     if _looks_local(source) and not Path(source).is_dir():
-        raise ValueError(f"there is no folder {source!r} to load a tokenizer from; give an existing folder or a hub name")
+        raise ValueError(f"there is no folder {source!r} to load a tokenizer from; give a folder or a hub name")
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"the tokenizer of {source!r} has no eos token, so responses could not end; set one and save it")
+        raise ValueError(f"the tokenizer of {source!r} has no eos token, so responses cannot end; set one and save it")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
@@ -127,7 +127,7 @@ def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokeni
         ValueError: an id stands for different tokens, or the ends of a text differ.
     """
     student_vocab, teacher_vocab = student.get_vocab(), teacher.get_vocab()
-    different = {token for token in student_vocab.keys() ^ teacher_vocab.keys()}
+    different = set(student_vocab.keys() ^ teacher_vocab.keys())
     different |= {token for token, index in student_vocab.items() if teacher_vocab.get(token, index) != index}
     if different or student.eos_token_id != teacher.eos_token_id:
         examples = ", ".join(repr(token) for token in sorted(different)[:3]) or "the eos token"

@@ -10,16 +10,16 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import lightning as L
 import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_minillm.functional.logprobs import TokenStates
 from lightning_minillm.losses import LanguageModelingLoss, ReverseKL, TokenLoss
-from lightning_minillm.metrics import ExactMatch, RougeL
 from lightning_minillm.models import SplitCausalLM, freeze, shared_vocabulary
+from lightning_minillm.modules.evaluation import EvaluationMetrics
 from lightning_minillm.rollout import MixtureSampler, SamplingConfig
 from lightning_minillm.rollout.scoring import rollout_sequences
 from lightning_minillm.types import EvaluationBatch, LossOutput, RolloutBatch, TokenBatch
@@ -29,30 +29,7 @@ OptimizerFactory = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 SchedulerFactory = Callable[..., torch.optim.lr_scheduler.LRScheduler]
 
 
-class EvaluationMetrics(nn.Module):
-    """The metrics of one evaluation; see ``docs/metrics.md``."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rouge_l = RougeL()
-        self.exact_match = ExactMatch()
-        self.response_length = MeanMetric()
-        self.loss = MeanMetric()
-        self.reverse_kl = MeanMetric()
-
-    def compute(self) -> dict[str, Tensor]:
-        """Return what was measured; a metric that saw nothing is left out."""
-        names = {"rougeL": self.rouge_l, "exact_match": self.exact_match, "response_length": self.response_length}
-        names |= {"loss": self.loss, "reverse_kl": self.reverse_kl}
-        return {name: metric.compute() for name, metric in names.items() if metric.update_called}
-
-    def reset(self) -> None:
-        """Forget what was seen."""
-        for metric in self.children():
-            metric.reset()
-
-
-class CausalLMModule(L.LightningModule):
+class CausalLMModule(LightningModule):
     """A student that can be evaluated, exported and, in subclasses, trained.
 
     Args:
@@ -132,7 +109,7 @@ class CausalLMModule(L.LightningModule):
         assert self.student is not None
         rows = [model.get_output_embeddings().weight.shape[0] for model in (self.student, self._teacher[0])]
         if rows[0] != rows[1]:
-            L.pytorch.utilities.rank_zero_warn(
+            rank_zero_warn(
                 f"the student has logits for {rows[0]} ids and the teacher for {rows[1]}; they are compared on the"
                 f" {shared_vocabulary(self.student, self._teacher[0])} that both have (the rest pads the embedding)"
             )
@@ -211,7 +188,8 @@ class CausalLMModule(L.LightningModule):
     def sampler(self, config: SamplingConfig, **kwargs: Any) -> MixtureSampler:
         """Return a sampler of the student, mixed with the teacher if ``config`` says so."""
         teacher = self.teacher_split if config.teacher_mix_alpha > 0 or kwargs.get("keep_teacher_hidden") else None
-        assert self.tokenizer.eos_token_id is not None and self.tokenizer.pad_token_id is not None
+        assert self.tokenizer.eos_token_id is not None
+        assert self.tokenizer.pad_token_id is not None
         return MixtureSampler(
             self.student_split,
             kwargs.pop("teacher", teacher),
@@ -288,7 +266,7 @@ class CausalLMModule(L.LightningModule):
         values = {f"{stage}/{name}": value.float() for name, value in self.evaluation_metrics.compute().items()}
         shown = {f"{stage}/rougeL", f"{stage}/loss"}
         for name, value in values.items():
-            self.log(name, value, prog_bar=name in shown, rank_zero_only=True)
+            self.log(name, value, prog_bar=name in shown, sync_dist=True)
         self.evaluation_metrics.reset()
 
     # --- checkpoints ------------------------------------------------------------------------------------------------

@@ -100,6 +100,7 @@ class MiniLLMModule(CausalLMModule):
         """Called with (rollouts done, rollouts to do) while a phase is collected."""
         self._buffer: RolloutBuffer | None = None
         self._train_set: Any = None
+        self._update_seconds = self._batch_started = 0.0
         self._prompt_stream: ShuffledStream | None = None
 
     def configure_model(self) -> None:
@@ -115,8 +116,8 @@ class MiniLLMModule(CausalLMModule):
         """Return the (still empty) buffer as train loader; the data module calls this.
 
         Args:
-            datamodule: gives ``train_set`` (sized, with ``prompt_batch(rows)``), ``lm_stream`` (with ``batch(step)``, or
-                ``None``), ``batch_size`` and ``micro_batch_size``.
+            datamodule: gives ``train_set`` (sized, with ``prompt_batch(rows)``), ``lm_stream`` (with ``batch(step)``,
+                or ``None``), ``batch_size`` and ``micro_batch_size``.
 
         Raises:
             ValueError: sizes that do not divide.
@@ -144,6 +145,7 @@ class MiniLLMModule(CausalLMModule):
         """Collect a phase of rollouts with the current weights."""
         assert self._buffer is not None
         started = time.perf_counter()
+        self._update_seconds = 0.0
         phase = self.trainer.current_epoch
         with self.trainer.precision_plugin.forward_context():
             rollouts = self.collect(self._phase_prompts(phase), phase)
@@ -172,7 +174,8 @@ class MiniLLMModule(CausalLMModule):
         return self._recomputed(rollouts) if self.recompute_logprobs else rollouts
 
     def _phase_prompts(self, phase: int) -> PromptBatch:
-        assert self._buffer is not None and self._prompt_stream is not None
+        assert self._buffer is not None
+        assert self._prompt_stream is not None
         rows = self._prompt_stream.indices(phase * self.num_rollouts, self.num_rollouts)
         prompts: PromptBatch = self._train_set.prompt_batch(rows[self._buffer.local_rows()])
         return prompts.to(self.device)
@@ -225,6 +228,18 @@ class MiniLLMModule(CausalLMModule):
         self.log_training(LossOutput(loss, parts), len(batch.rollouts))
         return loss
 
+    def on_train_batch_start(self, batch: PolicyBatch, batch_idx: int) -> None:
+        """Start the clock of the update."""
+        self._batch_started = time.perf_counter()
+
+    def on_train_batch_end(self, outputs: Any, batch: PolicyBatch, batch_idx: int) -> None:
+        """Stop it: what happens between batches is no update."""
+        self._update_seconds += time.perf_counter() - self._batch_started
+
+    def on_train_epoch_end(self) -> None:
+        """Log how long the phase's updates took."""
+        self.log("rollout/update_seconds", self._update_seconds, sync_dist=True)
+
     def policy_loss(self, batch: PolicyBatch) -> LossOutput:
         """Apply the policy-gradient loss to one micro-batch of rollouts."""
         mask = batch.rollouts.response_mask
@@ -235,9 +250,7 @@ class MiniLLMModule(CausalLMModule):
             "importance_weights": batch.importance_weights[mask],
         }
         teacher = self._teacher_states(batch.rollouts) if self.loss.reads_teacher else None
-        output: LossOutput = self.loss(
-            states, target_ids, teacher, inputs, batch.normalizer, self.sampling.temperature
-        )
+        output: LossOutput = self.loss(states, target_ids, teacher, inputs, batch.normalizer, self.sampling.temperature)
         return output
 
     def _teacher_states(self, rollouts: RolloutBatch) -> TokenStates:

@@ -64,9 +64,7 @@ def concatenate_rollouts(batches: Sequence[RolloutBatch], pad_token_id: int) -> 
         return pad(value, (0, 0) * (value.ndim - 2) + (0, missing), value=fill)
 
     widened = [_map(batch, widen) for batch in batches]
-    return _map(
-        widened[0], lambda name, _: torch.cat([getattr(batch, name) for batch in widened])
-    )
+    return _map(widened[0], lambda name, _: torch.cat([getattr(batch, name) for batch in widened]))
 
 
 def _map(rollouts: RolloutBatch, function) -> RolloutBatch:  # type: ignore[no-untyped-def]

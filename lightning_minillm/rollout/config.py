@@ -48,4 +48,6 @@ class SamplingConfig:
         if not 0 <= self.teacher_mix_alpha <= 1:
             raise ValueError(f"teacher_mix_alpha must lie in [0, 1], got {self.teacher_mix_alpha}")
         if self.teacher_reward_temperature is not None and self.teacher_reward_temperature <= 0:
-            raise ValueError(f"teacher_reward_temperature must be positive or null, got {self.teacher_reward_temperature}")
+            raise ValueError(
+                f"teacher_reward_temperature must be positive or null, got {self.teacher_reward_temperature}"
+            )
