@@ -37,7 +37,7 @@ class TokenLoss(nn.Module, ABC):
     """Whether :meth:`token_values` reads ``teacher_logits``."""
     is_divergence: ClassVar[bool] = False
     """Whether the loss is at least 0, and 0 exactly where student and teacher agree."""
-    token_inputs: ClassVar[tuple[str, ...]] = ()
+    token_inputs: tuple[str, ...] = ()
     """Names of the per-token inputs that the loss reads."""
 
     def __init__(self, chunk_size: int | None = DEFAULT_CHUNK_SIZE) -> None:
@@ -85,7 +85,8 @@ class TokenLoss(nn.Module, ABC):
         normalizer = float(len(student)) if normalizer is None else normalizer
         num_chunks = len(list(chunk_bounds(len(student), self.chunk_size)))
         recompute = num_chunks > 1 and torch.is_grad_enabled()
-        loss, parts = student.hidden.new_zeros((), dtype=torch.float32), {}
+        loss = student.hidden.new_zeros((), dtype=torch.float32)
+        parts: dict[str, Tensor] = {}
         for start, stop in chunk_bounds(len(student), self.chunk_size):
             sums = self._chunk_sums(student, target_ids, teacher, inputs, temperature, start, stop, recompute)
             loss = loss + sums.pop("loss")
@@ -101,9 +102,7 @@ class TokenLoss(nn.Module, ABC):
         if self.reads_teacher and teacher is None:
             raise ValueError(f"{name} compares with a teacher, but none was given: pass teacher=... to the module")
         if teacher is not None and len(teacher) != len(student):
-            raise ValueError(
-                f"{name} got {len(student)} student but {len(teacher)} teacher tokens; give the same tokens"
-            )
+            raise ValueError(f"{name} got {len(student)} student and {len(teacher)} teacher tokens; give the same")
         missing = [key for key in self.token_inputs if key not in inputs]
         if missing:
             raise ValueError(f"{name} needs the per-token inputs {missing}; got {sorted(inputs)}")

@@ -5,7 +5,7 @@ Legend: B rows, T response tokens, N valid response tokens.
 
 from __future__ import annotations
 
-from typing import ClassVar, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ class MiniLLMLoss(TokenLoss):
         ValueError: an option outside its range.
     """
 
-    token_inputs: ClassVar[tuple[str, ...]] = ("old_logprobs", "advantages", "importance_weights")
+    token_inputs: tuple[str, ...] = ("old_logprobs", "advantages", "importance_weights")
 
     def __init__(
         self,
