@@ -65,7 +65,7 @@ def sample_with_noise(logprobs: Tensor, noise: Tensor) -> Tensor:
         noise: ``[A]`` uniform numbers in [0, 1).
 
     Returns:
-        ``[A]`` int64.
+        ``[A]`` int64, always a valid index: the last one where ``logprobs`` is not a number.
 
     Example:
         >>> sample_with_noise(torch.tensor([[0.5, 0.0, 0.5]]).log(), torch.tensor([0.7])).tolist()
@@ -75,4 +75,4 @@ def sample_with_noise(logprobs: Tensor, noise: Tensor) -> Tensor:
     threshold = noise.to(cumulative)[:, None] * cumulative[:, -1:]
     # noise just below 1 may round up to the total: the last token with any mass is then the one meant
     threshold = torch.minimum(threshold, torch.nextafter(cumulative[:, -1:], torch.zeros_like(threshold)))
-    return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
+    return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp_max(logprobs.shape[-1] - 1)

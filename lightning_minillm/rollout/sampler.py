@@ -148,11 +148,13 @@ class MixtureSampler:
 
         Raises:
             ValueError: an empty prompt.
+            FloatingPointError: a model whose weights have diverged, with the rows.
         """
         if not bool(prompts.attention_mask.any(-1).all()):
             raise ValueError("a prompt is empty: there is nothing to condition the response on")
         with _eval_mode(self.student, self.teacher):
             record = self._decode(prompts, token_noise(seed, phase, prompts.indices, self.config.max_new_tokens))
+        _check_numbers(record, prompts.indices)
         width = int(record.lengths.max())
         return RolloutBatch(
             prompt_ids=prompts.input_ids,
@@ -266,6 +268,17 @@ class MixtureSampler:
             else None,
             lengths=torch.zeros(shape[0], dtype=torch.int64, device=device),
         )
+
+
+def _check_numbers(record: _Record, indices: Tensor) -> None:
+    """Stop where a model's log-probabilities are no numbers: what was drawn from them means nothing."""
+    for name, logprobs in (("student", record.student), ("teacher", record.teacher)):
+        if logprobs is not None and bool(logprobs.isnan().any()):
+            rows = indices[logprobs.isnan().any(-1)].tolist()
+            raise FloatingPointError(
+                f"the {name}'s log-probabilities are not a number on the rows {rows} of the data: its weights have"
+                " diverged or overflow. Go back to an earlier checkpoint; try a smaller learning rate or float32"
+            )
 
 
 @contextmanager
