@@ -1,0 +1,375 @@
+import pytest
+import torch
+
+from lightning_minillm.rollout import score_responses
+from lightning_minillm.rollout.batching import select_prompts
+from lightning_minillm.rollout.sampler import token_noise
+from lightning_minillm.rollout.scoring import response_states
+from lightning_minillm.types import PromptBatch
+
+EOS = 0
+LENGTHS = (5, 3, 7, 1, 4, 6, 2, 7, 3, 5, 1, 6)
+ENDS = [EOS, 1, 2, 3]  # several ids that end a response give responses of many lengths
+
+
+@pytest.fixture(scope="module")
+def models(make_model):
+    """Student and teacher of another family."""
+    return make_model("gpt2", seed=1), make_model("llama", seed=2)
+
+
+# --- the right distribution -------------------------------------------------------------------------------------------
+
+
+def next_probabilities(model, ids, temperature=1.0):
+    with torch.no_grad():
+        return (model(input_ids=torch.tensor([ids])).logits[0, -1].double() / temperature).softmax(-1)
+
+
+def chi_square_limit(freedom):
+    """Quantile at 1 - 1e-3, by Wilson and Hilferty's approximation."""
+    return freedom * (1 - 2 / (9 * freedom) + 3.09 * (2 / (9 * freedom)) ** 0.5) ** 3
+
+
+def draw(sampler, prompt, count, seed=0):
+    """``count`` responses to one prompt, each with noise of its own."""
+    ids = torch.tensor([prompt]).expand(count, -1)
+    prompts = PromptBatch(ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(count))
+    return sampler.sample(prompts, seed=seed)
+
+
+def check_chi_square(cells, probabilities):
+    """The draws ``cells`` follow ``probabilities``; what cannot happen does not."""
+    counts = torch.bincount(cells, minlength=len(probabilities)).double()
+    possible = probabilities > 0
+    assert counts[~possible].sum() == 0
+    expected = probabilities[possible] * len(cells)
+    assert expected.min() > 5, "the test needs more draws"
+    statistic = ((counts[possible] - expected).square() / expected).sum().item()
+    assert statistic < chi_square_limit(int(possible.sum()) - 1)
+
+
+def keep_only(probabilities, kept):
+    mask = torch.zeros_like(probabilities)
+    mask[kept] = 1
+    return probabilities * mask / (probabilities * mask).sum()
+
+
+@pytest.fixture(scope="module")
+def small(make_model):
+    """Student and teacher of 8 ids, not too sure of anything, and a prompt."""
+    student = make_model("gpt2", seed=3, vocab_size=8, initializer_range=0.15)
+    teacher = make_model("gpt2", seed=4, vocab_size=8, initializer_range=0.15)
+    prompt = [3, 1, 4]
+    q, p = next_probabilities(student, prompt), next_probabilities(teacher, prompt)
+    assert (q - p).abs().max() > 0.1
+    return student, teacher, prompt, q, p
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_tokens_follow_the_mixture(alpha, small, make_sampler):
+    """With alpha = 0 the samples are the student's, with alpha = 1 the teacher's."""
+    student, teacher, prompt, q, p = small
+    sampler = make_sampler(student, teacher, teacher_mix_alpha=alpha, max_new_tokens=1)
+    tokens = draw(sampler, prompt, 4000).response_ids[:, 0]
+    check_chi_square(tokens, (1 - alpha) * q + alpha * p)
+
+
+def test_the_mixture_differs_from_its_parts(small, make_sampler):
+    """The test above can tell: the mixture's draws do not pass for the student's or the teacher's."""
+    student, teacher, prompt, q, p = small
+    tokens = draw(make_sampler(student, teacher, teacher_mix_alpha=0.3, max_new_tokens=1), prompt, 4000).response_ids
+    for probabilities in (q, p):
+        with pytest.raises(AssertionError):
+            check_chi_square(tokens[:, 0], probabilities)
+
+
+def test_the_temperature_applies_to_both_models(small, make_sampler):
+    student, teacher, prompt, _, _ = small
+    sampler = make_sampler(student, teacher, teacher_mix_alpha=0.5, temperature=1.7, max_new_tokens=1)
+    expected = (next_probabilities(student, prompt, 1.7) + next_probabilities(teacher, prompt, 1.7)) / 2
+    check_chi_square(draw(sampler, prompt, 4000).response_ids[:, 0], expected)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4])
+def test_top_k_filters_each_model(alpha, small, make_sampler):
+    student, teacher, prompt, q, p = small
+    sampler = make_sampler(student, teacher, teacher_mix_alpha=alpha, top_k=3, max_new_tokens=1)
+    expected = (1 - alpha) * keep_only(q, q.topk(3).indices) + alpha * keep_only(p, p.topk(3).indices)
+    check_chi_square(draw(sampler, prompt, 3000).response_ids[:, 0], expected)
+
+
+def test_top_p_keeps_the_nucleus(small, make_sampler):
+    student, _, prompt, q, _ = small
+    sampler = make_sampler(student, top_p=0.8, max_new_tokens=1)
+    order = q.argsort(descending=True)
+    nucleus = order[: int((q[order].cumsum(0) < 0.8).sum()) + 1]
+    assert 1 < len(nucleus) < 8
+    check_chi_square(draw(sampler, prompt, 3000).response_ids[:, 0], keep_only(q, nucleus))
+
+
+def test_eos_waits_for_min_new_tokens(small, make_sampler):
+    student, teacher, prompt, q, p = small
+    sampler = make_sampler(student, teacher, teacher_mix_alpha=0.3, min_new_tokens=1, max_new_tokens=2)
+    rollouts = draw(sampler, prompt, 4000)
+    others = torch.arange(1, 8)
+    check_chi_square(rollouts.response_ids[:, 0], 0.7 * keep_only(q, others) + 0.3 * keep_only(p, others))
+    assert (rollouts.response_ids[:, 1] == EOS).any()
+
+
+def test_whole_responses_follow_the_mixture(small, make_sampler):
+    """All responses of up to two tokens: the cached second step samples from the right distribution too."""
+    student, teacher, prompt, q, p = small
+    first = 0.7 * q + 0.3 * p
+    cells = [first[EOS]]
+    for token in range(1, 8):
+        second = 0.7 * next_probabilities(student, [*prompt, token]) + 0.3 * next_probabilities(
+            teacher, [*prompt, token]
+        )
+        cells += [first[token] * second[:4].sum(), first[token] * second[4:].sum()]
+    sampler = make_sampler(student, teacher, teacher_mix_alpha=0.3, max_new_tokens=2)
+    ids = draw(sampler, prompt, 8000).response_ids
+    given = torch.where(ids[:, 0] == EOS, 0, 2 * ids[:, 0] - 1 + (ids[:, 1] >= 4).long())
+    cells = torch.stack(cells)
+    check_chi_square(given, cells)
+
+
+def test_alpha_zero_is_the_student_to_the_bit(models, make_sampler, make_prompts):
+    """With or without a teacher beside it."""
+    student, teacher = models
+    alone = make_sampler(student).sample(make_prompts(LENGTHS), seed=3)
+    beside = make_sampler(student, teacher, teacher_mix_alpha=0.0).sample(make_prompts(LENGTHS), seed=3)
+    assert torch.equal(alone.response_ids, beside.response_ids)
+    assert torch.equal(alone.mixture_logprobs, alone.student_logprobs)
+    assert torch.equal(beside.mixture_logprobs, beside.student_logprobs)
+    assert alone.teacher_logprobs is None
+    assert alone.reward_logprobs is None
+
+
+def test_greedy_decoding_is_the_models_own(family, make_model, make_sampler, make_prompts):
+    model, prompts = make_model(family, seed=1), make_prompts(LENGTHS, width=9)
+    with torch.no_grad():
+        full = model.generate(
+            input_ids=prompts.input_ids,
+            attention_mask=prompts.attention_mask.long(),
+            do_sample=False,
+            max_new_tokens=12,
+            eos_token_id=EOS,
+            pad_token_id=EOS,
+        )
+    given = make_sampler(model, temperature=0.0, max_new_tokens=12).sample(prompts, seed=0)
+    assert torch.equal(given.response_ids, full[:, 9:])
+
+
+# --- ends of responses ------------------------------------------------------------------------------------------------
+
+
+def test_a_response_stops_at_its_first_eos(models, make_sampler, make_prompts):
+    rollouts = make_sampler(*models).sample(make_prompts(LENGTHS), seed=0)
+    lengths = rollouts.lengths.tolist()
+    assert len(set(lengths)) > 3
+    assert rollouts.response_ids.shape[1] == max(lengths) <= 20
+    for ids, mask, length in zip(rollouts.response_ids, rollouts.response_mask, lengths, strict=True):
+        assert mask.tolist() == [True] * length + [False] * (max(lengths) - length)
+        assert EOS not in ids[: length - 1]
+        assert length == 20 or ids[length - 1] == EOS
+        assert ids[length:].eq(EOS).all()
+
+
+@pytest.mark.parametrize("max_new_tokens", [1, 2, 7])
+def test_no_response_is_longer_than_max_new_tokens(max_new_tokens, models, make_sampler, make_prompts):
+    sampler = make_sampler(*models, max_new_tokens=max_new_tokens)
+    long = make_sampler(*models).sample(make_prompts(LENGTHS), seed=0)
+    short = sampler.sample(make_prompts(LENGTHS), seed=0)
+    assert torch.equal(short.lengths, long.lengths.clamp_max(max_new_tokens))
+    # a shorter limit gives the beginning of the same responses
+    assert torch.equal(short.response_ids, long.response_ids[:, :max_new_tokens])
+
+
+def test_min_new_tokens(models, make_sampler, make_prompts):
+    rollouts = make_sampler(*models, min_new_tokens=15).sample(make_prompts(LENGTHS), seed=0)
+    assert rollouts.lengths.min() >= 15
+    assert rollouts.lengths.min() < 20
+
+
+def test_several_ids_may_end_a_response(models, make_sampler, make_prompts):
+    rollouts = make_sampler(*models, eos=[EOS, 5, 6, 7, 8, 9]).sample(make_prompts(LENGTHS), seed=0)
+    ends = rollouts.response_ids[torch.arange(12), rollouts.lengths - 1]
+    assert set(ends.tolist()) & {5, 6, 7, 8, 9}
+    assert rollouts.lengths.float().mean() < 10
+
+
+def test_another_pad_id_changes_nothing_but_the_padding(models, make_sampler, make_prompts):
+    same = make_sampler(*models).sample(make_prompts(LENGTHS), seed=0)
+    other = make_sampler(*models, pad=36).sample(make_prompts(LENGTHS, pad=36), seed=0)
+    mask = same.response_mask
+    assert torch.equal(other.response_mask, mask)
+    assert torch.equal(other.response_ids[mask], same.response_ids[mask])
+    assert other.response_ids[~mask].eq(36).all()
+    for name in ("student_logprobs", "teacher_logprobs", "mixture_logprobs", "reward_logprobs"):
+        assert torch.equal(getattr(other, name), getattr(same, name))
+        assert getattr(same, name)[~mask].eq(0).all()
+
+
+# --- what the sampler returns -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "teacher_mix_alpha": 0.5}])
+def test_cached_logprobs_equal_a_full_forward(family, options, make_model, make_sampler, make_prompts):
+    """Left-padded prompts, rows that leave the batch at different times, sliding windows: all six families."""
+    student, teacher = make_model(family, seed=1), make_model(family, seed=2)
+    sampler = make_sampler(student, teacher, eos=ENDS, **options)
+    prompts = make_prompts(LENGTHS, width=9)
+    rollouts = sampler.sample(prompts, seed=0)
+    assert len(rollouts.lengths.unique()) > 4
+    assert rollouts.lengths.max() > 10
+    full = score_responses(
+        sampler.student, sampler.teacher, prompts, rollouts.response_ids, rollouts.response_mask, sampler.config
+    )
+    for name in ("student_logprobs", "teacher_logprobs", "mixture_logprobs", "reward_logprobs"):
+        torch.testing.assert_close(getattr(rollouts, name), getattr(full, name), rtol=0, atol=1e-4)
+
+
+def test_students_and_teachers_of_other_families_and_vocabularies(make_model, make_sampler, make_prompts):
+    """Qwen2.5's embeddings have other paddings in other sizes: nothing past the shared ids is sampled."""
+    student, teacher = make_model("opt", seed=1, vocab_size=40), make_model("qwen2", seed=2, vocab_size=48)
+    for pair in ((student, teacher), (teacher, student)):
+        rollouts = make_sampler(*pair, teacher_mix_alpha=0.5).sample(make_prompts(LENGTHS), seed=0)
+        assert rollouts.response_ids.max() < 40
+        # distributions over the shared ids: log q of what was drawn is renormalised there
+        assert rollouts.student_logprobs.max() <= 0
+
+
+@pytest.mark.parametrize("reward_temperature", [1.0, 0.5, None])
+def test_the_reward_has_a_temperature_of_its_own(reward_temperature, models, make_sampler, make_prompts):
+    sampler = make_sampler(*models, temperature=0.7, teacher_reward_temperature=reward_temperature)
+    prompts = make_prompts(LENGTHS)
+    rollouts = sampler.sample(prompts, seed=0)
+    full = score_responses(*(sampler.student, sampler.teacher), prompts, rollouts.response_ids,
+                           rollouts.response_mask, sampler.config)  # fmt: skip
+    torch.testing.assert_close(rollouts.reward_logprobs, full.reward_logprobs, rtol=0, atol=1e-4)
+    differs = not torch.allclose(rollouts.reward_logprobs, rollouts.teacher_logprobs)
+    assert differs is (reward_temperature is not None)
+
+
+def test_cached_teacher_states_equal_a_fresh_pass(family, make_model, make_sampler, make_prompts):
+    student, teacher = make_model("gpt2", seed=1), make_model(family, seed=2)
+    sampler = make_sampler(student, teacher, eos=ENDS, keep_teacher_hidden=True)
+    rollouts = sampler.sample(make_prompts(LENGTHS, width=8), seed=0)
+    mask = rollouts.response_mask
+    fresh = response_states(sampler.teacher, rollouts)
+    torch.testing.assert_close(rollouts.teacher_hidden[mask], fresh.hidden, rtol=0, atol=1e-4)
+    assert rollouts.teacher_hidden[~mask].eq(0).all()
+
+
+def test_a_model_that_cannot_be_split_samples_the_same(models, make_sampler, make_prompts):
+    expected = make_sampler(*models, keep_teacher_hidden=True).sample(make_prompts(LENGTHS), seed=0)
+    sampler = make_sampler(*models, keep_teacher_hidden=True)
+    for split in (sampler.student, sampler.teacher):
+        split.is_split = False
+    given = sampler.sample(make_prompts(LENGTHS), seed=0)
+    assert torch.equal(given.response_ids, expected.response_ids)
+    torch.testing.assert_close(given.student_logprobs, expected.student_logprobs)
+    assert given.teacher_hidden.shape[-1] == 37
+
+
+# --- independence -----------------------------------------------------------------------------------------------------
+
+
+def by_index(rollouts):
+    """Response and log-probabilities of each prompt."""
+    values = {}
+    for row, index in enumerate(rollouts.indices.tolist()):
+        mask = rollouts.response_mask[row]
+        values[index] = (rollouts.response_ids[row][mask].tolist(), rollouts.mixture_logprobs[row][mask])
+    return values
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [[3], [11, 0], [5, 4, 3, 2, 1, 0], list(reversed(range(12)))],
+    ids=["alone", "pair", "half", "reversed"],
+)
+def test_a_response_does_not_depend_on_the_batch(family, rows, make_model, make_sampler, make_prompts):
+    sampler = make_sampler(make_model(family, seed=1), make_model(family, seed=2), eos=ENDS)
+    prompts = make_prompts(LENGTHS, width=10)
+    together = by_index(sampler.sample(prompts, seed=0))
+    for index, (ids, logprobs) in by_index(sampler.sample(select_prompts(prompts, torch.tensor(rows)), seed=0)).items():
+        assert ids == together[index][0]
+        torch.testing.assert_close(logprobs, together[index][1], rtol=0, atol=1e-4)
+
+
+def test_the_same_seed_and_phase_give_the_same_rollouts(models, make_sampler, make_prompts, same_rollouts):
+    sampler, prompts = make_sampler(*models), make_prompts(LENGTHS)
+    first = sampler.sample(prompts, seed=3, phase=5)
+    torch.rand(100)  # the global random state plays no part
+    assert same_rollouts(first, sampler.sample(prompts, seed=3, phase=5))
+    for other in ({"seed": 4, "phase": 5}, {"seed": 3, "phase": 6}, {"seed": 5, "phase": 3}):
+        assert not torch.equal(sampler.sample(prompts, **other).response_ids[:, :1], first.response_ids[:, :1])
+
+
+def test_noise_belongs_to_seed_phase_and_prompt():
+    indices = torch.tensor([7, 2, 9])
+    noise = token_noise(1, 2, indices, 50)
+    assert noise.dtype == torch.float64
+    assert torch.equal(token_noise(1, 2, indices[[2, 0]], 50), noise[[2, 0]])
+    assert torch.equal(token_noise(1, 2, indices, 20), noise[:, :20])
+    assert not torch.equal(token_noise(2, 1, indices, 50), noise)
+    assert token_noise(0, 0, torch.zeros(0, dtype=torch.int64), 5).shape == (0, 5)
+
+
+def test_noise_is_uniform():
+    noise = token_noise(0, 0, torch.arange(200), 100)
+    assert noise.min() >= 0
+    assert noise.max() < 1
+    counts = torch.histc(noise.float(), bins=16, min=0, max=1)
+    assert ((counts - 1250).square() / 1250).sum() < chi_square_limit(15)
+
+
+# --- side effects and errors ------------------------------------------------------------------------------------------
+
+
+def test_sampling_is_without_dropout_and_puts_the_mode_back(make_model, make_sampler, make_prompts):
+    student, teacher = make_model("gpt2", seed=1, resid_pdrop=0.5), make_model("gpt2", seed=2)
+    sampler, prompts = make_sampler(student, teacher), make_prompts(LENGTHS)
+    expected = sampler.sample(prompts, seed=0)
+    student.train()
+    given = sampler.sample(prompts, seed=0)
+    assert student.training
+    assert not teacher.training
+    assert torch.equal(given.student_logprobs, expected.student_logprobs)
+    assert not given.student_logprobs.requires_grad
+
+
+def test_the_mode_comes_back_after_an_error(models, make_sampler, make_prompts, monkeypatch):
+    student, _ = models
+    sampler = make_sampler(student)
+    monkeypatch.setattr(sampler, "_draw", lambda *args: 1 / 0)
+    student.train()
+    with pytest.raises(ZeroDivisionError):
+        sampler.sample(make_prompts(LENGTHS), seed=0)
+    assert student.training
+    student.eval()
+
+
+def test_an_empty_prompt_is_an_error(models, make_sampler, make_prompts):
+    prompts = make_prompts((3, 2))
+    prompts.attention_mask[1] = False
+    with pytest.raises(ValueError, match="a prompt is empty"):
+        make_sampler(*models).sample(prompts, seed=0)
+
+
+def test_a_mixture_needs_a_teacher(models, make_sampler):
+    with pytest.raises(ValueError, match="pass a teacher or set teacher_mix_alpha=0"):
+        make_sampler(models[0], teacher_mix_alpha=0.2)
+
+
+def test_a_student_that_has_diverged_is_an_error_with_its_rows(make_model, make_sampler, make_prompts):
+    """And no index out of range, which on a GPU would end the process."""
+    student = make_model("gpt2", seed=1)
+    sampler = make_sampler(student)
+    student.transformer.wpe.weight.data[6] = float("nan")  # only prompts of 7 tokens and longer responses reach it
+    with pytest.raises(FloatingPointError, match=r"not a number on the rows \[2, 7\]"):
+        make_sampler(student, max_new_tokens=1).sample(make_prompts(LENGTHS), seed=0)
+    with pytest.raises(FloatingPointError, match="student"):
+        sampler.sample(make_prompts(LENGTHS), seed=0)
