@@ -61,8 +61,8 @@ class CausalLMModule(LightningModule):
         self.tokenizer = tokenizer
         self.evaluation_seed = evaluation_seed
         self.student: PreTrainedModel | None = None
-        self._student_source = student
-        self._teacher_source = teacher
+        # in a tuple: models that were given as such are no submodules, or checkpoints would hold the teacher
+        self._sources = (student, teacher)
         self._teacher: tuple[PreTrainedModel, ...] = ()
         self._splits: dict[str, SplitCausalLM] = {}
         self._optimizer_factory = optimizer
@@ -77,9 +77,10 @@ class CausalLMModule(LightningModule):
         """Make the models, once."""
         if self.student is not None:
             return
-        self.student = _make(self._student_source)
-        if self._teacher_source is not None:
-            self._teacher = (freeze(_make(self._teacher_source)),)
+        student, teacher = self._sources
+        self.student = _make(student)
+        if teacher is not None:
+            self._teacher = (freeze(_make(teacher)),)
             self._warn_about_vocabulary()
 
     @property
