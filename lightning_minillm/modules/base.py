@@ -103,8 +103,16 @@ class CausalLMModule(LightningModule):
 
     def _split(self, name: str, model: PreTrainedModel) -> SplitCausalLM:
         if name not in self._splits:
-            self._splits[name] = SplitCausalLM(model)
+            self._splits[name] = SplitCausalLM(model, vocabulary=self._vocabulary)
         return self._splits[name]
+
+    @property
+    def _vocabulary(self) -> int | None:
+        """Leading ids that student and teacher share; ``None`` without a teacher.
+
+        Both are cut to them everywhere: when sampling, in losses and when measuring, so that the numbers fit together.
+        """
+        return shared_vocabulary(self.student, self._teacher[0]) if self.student is not None and self._teacher else None
 
     def _warn_about_vocabulary(self) -> None:
         assert self.student is not None
@@ -120,8 +128,13 @@ class CausalLMModule(LightningModule):
             self._teacher[0].to(self.device)
 
     def on_fit_start(self) -> None:
-        """Move the teacher, which Lightning does not know of, to this rank's device."""
+        """Move the teacher, which Lightning does not know of, to this rank's device; the student starts to train.
+
+        Models come in eval mode, and Lightning leaves modes as they are: without this, dropout would be off.
+        """
         self._place_teacher()
+        if self.student is not None:
+            self.student.train()
 
     def on_validation_start(self) -> None:
         """Likewise."""
