@@ -28,10 +28,12 @@ class SplitCausalLM:
 
     Args:
         model: any ``AutoModelForCausalLM``. Held, not owned: parameters are registered elsewhere.
+        vocabulary: leading ids to give logits for; ``None`` for all.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, vocabulary: int | None = None) -> None:
         self.model = model
+        self.vocabulary: int | None = None
         self._body = model.base_model if model.base_model is not model else None
         self._head = model.get_output_embeddings()
         self._config = model.config.get_text_config()
@@ -44,6 +46,7 @@ class SplitCausalLM:
                 " every token, which takes more memory",
                 stacklevel=2,
             )
+        self.vocabulary = vocabulary
 
     @property
     def hidden_size(self) -> int:
@@ -87,6 +90,9 @@ class SplitCausalLM:
 
     def project(self, hidden: Tensor) -> Tensor:
         """Map hidden states ``[..., H]`` to the model's logits ``[..., V]``."""
+        return self._logits(hidden)[..., : self.vocabulary]
+
+    def _logits(self, hidden: Tensor) -> Tensor:
         if not self.is_split:
             return hidden
         logits: Tensor = self._head(hidden)

@@ -125,3 +125,15 @@ def test_a_cache_that_does_not_come_back_is_an_error(make_model, make_prompts):
     split = SplitCausalLM(model)
     with pytest.raises(RuntimeError, match="no key-value cache"):
         split.hidden(prompts.input_ids, prompts.attention_mask, cache=DynamicCache(config=model.config))
+
+
+@pytest.mark.parametrize("split_head", [True, False])
+def test_a_vocabulary_cuts_the_logits_to_the_leading_ids(split_head, make_model, make_prompts):
+    model, prompts = make_model("gpt2"), make_prompts((6, 4))
+    split = SplitCausalLM(model, vocabulary=30)
+    split.is_split = split_head
+    with torch.no_grad():
+        hidden, _ = split.hidden(prompts.input_ids, prompts.attention_mask)
+        expected, _ = SplitCausalLM(model).hidden(prompts.input_ids, prompts.attention_mask)
+    assert split.project(hidden).shape == (2, 6, 30)
+    torch.testing.assert_close(split.project(hidden), SplitCausalLM(model).project(expected)[..., :30])
