@@ -141,16 +141,26 @@ class MiniLLMModule(CausalLMModule):
         )
         return self._buffer
 
-    def on_train_epoch_start(self) -> None:
-        """Collect a phase of rollouts with the current weights."""
+    def on_train_start(self) -> None:
+        """Collect the next phase where Lightning announces no epoch: after a checkpoint of the last step of a phase."""
         assert self._buffer is not None
+        if self._buffer.phase not in (-1, self.trainer.current_epoch):
+            self._collect_phase(self._buffer)
+
+    def on_train_epoch_start(self) -> None:
+        """Collect a phase of rollouts with the current weights, unless the buffer came with it from a checkpoint."""
+        assert self._buffer is not None
+        if self._buffer.phase != self.trainer.current_epoch:
+            self._collect_phase(self._buffer)
+
+    def _collect_phase(self, buffer: RolloutBuffer) -> None:
         started = time.perf_counter()
         self._update_seconds = 0.0
         phase = self.trainer.current_epoch
         with self.trainer.precision_plugin.forward_context():
-            rollouts = self.collect(self._phase_prompts(phase), phase)
+            rollouts = self.collect(self._phase_prompts(buffer, phase), phase)
         weights = importance_weights(rollouts.student_logprobs, rollouts.mixture_logprobs, rollouts.response_mask)
-        self._buffer.fill(rollouts, self.loss.returns(rollouts), weights, phase)
+        buffer.fill(rollouts, self.loss.returns(rollouts), weights, phase)
         self._log_rollouts(rollouts, weights, time.perf_counter() - started)
 
     def collect(self, prompts: PromptBatch, phase: int) -> RolloutBatch:
@@ -173,11 +183,10 @@ class MiniLLMModule(CausalLMModule):
         )
         return self._recomputed(rollouts) if self.recompute_logprobs else rollouts
 
-    def _phase_prompts(self, phase: int) -> PromptBatch:
-        assert self._buffer is not None
+    def _phase_prompts(self, buffer: RolloutBuffer, phase: int) -> PromptBatch:
         assert self._prompt_stream is not None
         rows = self._prompt_stream.indices(phase * self.num_rollouts, self.num_rollouts)
-        prompts: PromptBatch = self._train_set.prompt_batch(rows[self._buffer.local_rows()])
+        prompts: PromptBatch = self._train_set.prompt_batch(rows[buffer.local_rows()])
         return prompts.to(self.device)
 
     @torch.no_grad()

@@ -119,6 +119,11 @@ class RolloutBuffer:
         """S, optimiser steps of a phase."""
         return self.ppo_epochs * self.num_rollouts // self.batch_size
 
+    @property
+    def phase(self) -> int:
+        """Number of the phase that the buffer holds, -1 when it is empty."""
+        return self._phase
+
     def __len__(self) -> int:
         return self.num_steps * self.accumulation
 
