@@ -30,9 +30,7 @@ class SampleTable(Callback):
 
     def __init__(self, folder: str, num_samples: int = 16, key: str = "samples") -> None:
         if num_samples < 1:
-            raise ValueError(
-                f"num_samples must be at least 1, got {num_samples}"
-            )
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
         self.folder = Path(folder)
         self.num_samples = num_samples
         self.key = key

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import hydra
@@ -102,12 +102,21 @@ def to_plain(cfg: DictConfig | Mapping[str, Any], known_keys: Iterable[str]) -> 
     unknown = sorted(str(key) for key in cfg if str(key) not in known)
     if unknown:
         raise ValueError(f"nothing reads the key(s) {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-    missing = sorted(OmegaConf.missing_keys(cfg))
+    missing = sorted(_missing(OmegaConf.to_container(cfg, resolve=False)))
     if missing:
         raise ValueError(f"no value was given for {', '.join(missing)}; set e.g. {missing[0]}=VALUE")
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def _missing(node: Any, path: str = "") -> Iterator[str]:
+    """Yield the keys that hold ``???``; OmegaConf's own search stops at interpolations that lead to them."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _missing(value, f"{path}.{key}" if path else str(key))
+    elif node == "???":
+        yield path
 
 
 def build(node: Mapping[str, Any]) -> Any:

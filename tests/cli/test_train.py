@@ -1,0 +1,185 @@
+import csv
+import json
+import subprocess
+import sys
+
+import lightning as L
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lightning_minillm.cli.config import compose_config
+from lightning_minillm.cli.plots import read_curve
+from lightning_minillm.cli.train import train
+
+
+class Stop(L.Callback):
+    """Break a run off, as a crash would."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step == self.step:
+            raise RuntimeError("stopped")
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """``stop_at(step)`` makes the next runs break off after that optimiser step; ``stop_at(None)`` none."""
+    from lightning_minillm.cli import train as module
+
+    build_trainer = module.build_trainer
+
+    def set_step(step):
+        extra = () if step is None else (Stop(step),)
+        monkeypatch.setattr(module, "build_trainer", lambda config, plan: build_trainer(config, plan, extra))
+
+    return set_step
+
+
+def weights(folder):
+    return AutoModelForCausalLM.from_pretrained(folder).state_dict()
+
+
+def test_run_leaves_everything_behind(train_overrides, tmp_path):
+    metrics, objects = train(compose_config("train", ["experiment=sft", *train_overrides]))
+    run = tmp_path / "run"
+    assert metrics["optimizer_steps"] == 6
+    assert metrics["best"]["metric"] == "val/rougeL"
+    assert json.loads((run / "metrics.json").read_text()) == metrics
+    assert set(objects) == {"config", "datamodule", "module", "trainer", "callbacks"}
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["packages"]["torch"] == torch.__version__
+    assert (run / "config.yaml").read_text().startswith("name: sft")
+    assert {file.name for file in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert [file.name for file in sorted((run / "samples").iterdir())] == [
+        "val_step_000003.jsonl",
+        "val_step_000006.jsonl",
+    ]
+    assert [step for step, _ in read_curve(run, "train/loss")] == [0, 1, 2, 3, 4, 5]
+    assert AutoTokenizer.from_pretrained(run / "student").eos_token_id == 0
+
+
+def test_best_weights_are_exported(train_overrides, tmp_path, monkeypatch):
+    # The loss is forced to rise after the first validation, so the best weights are the first's.
+    from lightning_minillm.modules import SFTModule
+
+    log = SFTModule.log
+
+    def rising(self, name, value, **kwargs):
+        value = torch.tensor(float(self.global_step)) if name == "val/loss" else value
+        log(self, name, value, **kwargs)
+
+    monkeypatch.setattr(SFTModule, "log", rising)
+    metrics, objects = train(compose_config("train", ["experiment=init", *train_overrides]))
+    assert metrics["best"] == {"metric": "val/loss", "value": 3.0, "optimizer_steps": 3}
+    last = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    best = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    exported = weights(tmp_path / "run/student")
+    for name, value in exported.items():
+        torch.testing.assert_close(value, best[f"student.{name}"], rtol=0, atol=0)
+    assert any(not torch.equal(value, last[f"student.{name}"]) for name, value in exported.items())
+
+
+@pytest.mark.parametrize("experiment", ["sft", "kd", "minillm"])
+def test_stopped_run_goes_on_and_ends_like_an_uninterrupted_one(
+    experiment, train_overrides, folders, tmp_path, stop_at
+):
+    overrides = [f"experiment={experiment}", *train_overrides]
+    if experiment != "sft":
+        overrides.append(f"teacher.path={folders}/teacher")
+    if experiment == "minillm":
+        overrides += ["module.num_rollouts=8", "module.ppo_epochs=2", "module.sampling.max_new_tokens=4"]
+    stop_at(5)  # in the middle of an epoch or a phase; the last checkpoint is of step 4
+    with pytest.raises(RuntimeError, match="stopped"):
+        train(compose_config("train", overrides))
+    assert not (tmp_path / "run/student").exists()
+    stop_at(None)
+    metrics, _ = train(compose_config("train", overrides))
+    assert metrics["optimizer_steps"] == 6
+    assert (tmp_path / "run/metrics/version_1/metrics.csv").exists()
+    train(compose_config("train", [*overrides, f"output_dir={tmp_path}/whole"]))
+    resumed = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=False)["state_dict"]
+    whole = torch.load(tmp_path / "whole/checkpoints/last.ckpt", weights_only=False)["state_dict"]
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, rtol=0, atol=0)
+
+
+def test_resumption_under_another_configuration_is_refused(train_overrides, stop_at):
+    overrides = ["experiment=sft", *train_overrides]
+    stop_at(3)
+    with pytest.raises(RuntimeError, match="stopped"):
+        train(compose_config("train", overrides))
+    with pytest.raises(ValueError, match="another optimizer; choose another output_dir"):
+        train(compose_config("train", [*overrides, "optimizer.lr=1e-2"]))
+    stop_at(None)
+    metrics, _ = train(compose_config("train", [*overrides, "optimizer.lr=1e-2", "resume=never"]))
+    assert metrics["optimizer_steps"] == 6
+
+
+def test_checkpoint_of_another_architecture_is_refused(train_overrides, folders, tmp_path, make_model, make_tokenizer):
+    train(compose_config("train", ["experiment=sft", *train_overrides]))
+    make_model("gpt2", n_embd=24).save_pretrained(tmp_path / "other")
+    make_tokenizer().save_pretrained(tmp_path / "other")
+    overrides = [f"student.path={tmp_path}/other", f"ckpt_path={tmp_path}/run/checkpoints/last.ckpt"]
+    other_run = f"output_dir={tmp_path}/other_run"
+    with pytest.raises(ValueError, match="another architecture"):
+        train(compose_config("train", ["experiment=sft", *train_overrides, *overrides, other_run]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["batch_size=5", "micro_batch_size=2"], "use batch_size 4 or 6"),
+        (["max_length=16"], "max_length=16"),
+        (["data.train=nowhere.jsonl"], "nowhere.jsonl"),
+        (["ckpt_path=nowhere.ckpt"], "there is no checkpoint 'nowhere.ckpt'"),
+        (["resume=maybe"], "auto or never"),
+        (["student.path=./nowhere"], "there is no folder"),
+        (["module=minillm", "module.sampling.teacher_mix_alpha=1.5"], r"teacher_mix_alpha must lie in \[0, 1\]"),
+        (["module=kd"], "needs a teacher: teacher=pretrained"),
+        (["evaluation.sampling.teacher_mix_alpha=0.5"], "evaluation samples the student alone"),
+        (["data.fields.response=[answer]"], "no field 'answer'"),
+        (["max_prompt_length=1", "max_length=4"], "Every one of the 40 prompts"),
+    ],
+)
+def test_mistakes_are_named_before_any_work(overrides, message, train_overrides, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        train(compose_config("train", ["experiment=sft", *train_overrides, *overrides]))
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_different_tokenizers_name_seqkd(train_overrides, tmp_path, make_model, make_tokenizer):
+    make_model("gpt2", vocab_size=40).save_pretrained(tmp_path / "other")
+    make_tokenizer(words=40).save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="SeqKD"):
+        train(compose_config("train", ["experiment=kd", *train_overrides, f"teacher.path={tmp_path}/other"]))
+
+
+def test_wandb_is_offline_and_needs_no_account(train_overrides, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    train(compose_config("train", ["experiment=sft", *train_overrides, "logger=wandb", "max_steps=2", "eval_every=2"]))
+    import wandb
+
+    wandb.finish()
+    (offline,) = (tmp_path / "run/wandb").glob("offline-run-*")
+    assert list(offline.glob("run-*.wandb"))
+    assert (tmp_path / "run/metrics/version_0/metrics.csv").exists()
+
+
+def test_command_line_names_mistakes_without_a_traceback(tmp_path):
+    command = [sys.executable, "-m", "lightning_minillm.cli.train", "student=pretrained", "devices=2", "resume=never"]
+    done = subprocess.run([*command, f"output_dir={tmp_path}/run"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "error: no value was given for student.path" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_metrics_file_is_readable_as_csv(train_overrides, tmp_path):
+    train(compose_config("train", ["experiment=sft", *train_overrides]))
+    with open(tmp_path / "run/metrics/version_0/metrics.csv", newline="") as rows:
+        columns = set(csv.DictReader(rows).fieldnames)
+    expected = {"train/loss", "val/loss", "val/rougeL", "val/exact_match", "val/response_length"}
+    assert expected | {"perf/tokens_per_second", "perf/peak_memory_gib", "train/grad_norm", "lr-AdamW"} <= columns

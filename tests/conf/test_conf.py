@@ -1,0 +1,305 @@
+"""Every file in conf/ is composed and made into what it describes."""
+
+import math
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from omegaconf import OmegaConf
+
+from lightning_minillm.cli import evaluate, generate, recipe, train
+from lightning_minillm.cli.build import (
+    build_datamodule,
+    build_models,
+    build_module,
+    build_trainer,
+    plan_batches,
+    world_size,
+)
+from lightning_minillm.cli.config import build, build_all, compose_config, to_plain
+from lightning_minillm.data import DistillationDataModule
+from lightning_minillm.losses import TokenLoss
+from lightning_minillm.modules import CausalLMModule
+from lightning_minillm.rollout import SamplingConfig
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+FILES = sorted(str(file.relative_to(CONF).with_suffix("")) for file in CONF.rglob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory, make_model, make_tokenizer):
+    """A folder with a tiny model and its tokenizer, and one with data files."""
+    root = tmp_path_factory.mktemp("conf")
+    make_model("gpt2").save_pretrained(root / "model")
+    make_tokenizer().save_pretrained(root / "model")
+    for split in ("train", "validation", "test"):
+        (root / f"{split}.jsonl").write_text('{"instruction": "w1 w2", "output": "w3"}\n' * 4, encoding="utf-8")
+    return root
+
+
+@pytest.fixture
+def given(places, tmp_path):
+    """Values for the keys that have to be given, and folders that are thrown away."""
+    return [f"output_dir={tmp_path}/run", f"cache_dir={tmp_path}/cache"], {
+        "student": f"student.path={places}/model",
+        "teacher": f"teacher.path={places}/model",
+        "data": [f"data.path={places}", f"data.tokenizer={places}/model"],
+    }
+
+
+def compose_train(given, *overrides):
+    """Compose train.yaml, giving what is missing where the choice asks for it."""
+    folders, values = given
+    chosen = list(overrides)
+    if "student=pretrained" in chosen or any(o in chosen for o in ("experiment=minillm",)):
+        chosen.append(values["student"])
+    if "teacher=pretrained" in chosen or any(o in chosen for o in ("experiment=minillm", "experiment=kd")):
+        chosen.append(values["teacher"])
+    if "data=instructions" in chosen or any(o.startswith("corpus=") for o in chosen):
+        chosen = ["data=instructions", *values["data"], *[o for o in chosen if o != "data=instructions"]]
+    else:
+        # The built-in set would have to be written first: only its tokenizer is needed here.
+        chosen.append(f"data.tokenizer={values['student'].removeprefix('student.path=')}")
+    return to_plain(compose_config("train", [*chosen, *folders]), train.KEYS)
+
+
+def make_everything(config):
+    """Make all objects of a training run, models included."""
+    plan = plan_batches(config["batch_size"], config["micro_batch_size"], world_size(config["trainer"]))
+    trainer, callbacks = build_trainer(config, plan)
+    models = build_models(config["student"], config["teacher"])
+    module = build_module(config, models)
+    module.configure_model()
+    datamodule = build_datamodule(config["data"], models.tokenizer)
+    return trainer, callbacks, module, datamodule
+
+
+def check_top(name, given):
+    if name == "train":
+        trainer, callbacks, module, datamodule = make_everything(compose_train(given))
+        assert isinstance(trainer, L.Trainer)
+        assert isinstance(module, CausalLMModule)
+        assert isinstance(datamodule, DistillationDataModule)
+        assert {"best", "last", "progress", "samples", "throughput", "learning_rate"} <= set(callbacks)
+        # What the sharding notes ask of every trainer.
+        assert trainer._accelerator_connector.use_distributed_sampler is False
+        assert trainer.test_loop.inference_mode is False
+    elif name == "evaluate":
+        config = to_plain(compose_config("evaluate", given[0]), evaluate.KEYS)
+        assert isinstance(build_trainer(config)[0], L.Trainer)
+        assert build(config["evaluation"]["sampling"]).teacher_mix_alpha == 0
+    elif name == "generate":
+        config = to_plain(compose_config("generate", ["model=x", *given[0]]), generate.KEYS)
+        assert build(config["sampling"]).teacher_mix_alpha == 0
+    else:
+        assert name == "recipe"
+        to_plain(compose_config("recipe", given[0]), recipe.KEYS)
+
+
+def check_loss(name, given):
+    assert isinstance(build(compose_train(given, f"loss={name}")["loss"]), TokenLoss)
+
+
+def check_module(name, given):
+    teacher = () if name == "sft" else ("teacher=pretrained",)
+    config = compose_train(given, f"module={name}", *teacher)
+    module = make_everything(config)[2]
+    assert type(module).__name__ == config["module"]["_target_"].rsplit(".", 1)[1]
+    assert isinstance(module.loss, TokenLoss)
+
+
+def check_optimizer(name, given):
+    optimizer = build(compose_train(given, f"optimizer={name}")["optimizer"])(torch.nn.Linear(2, 2).parameters())
+    assert isinstance(optimizer, torch.optim.Optimizer)
+
+
+def check_scheduler(name, given):
+    make = build(compose_train(given, f"scheduler={name}", "scheduler.num_warmup_steps=2")["scheduler"])
+    optimizer = torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), lr=1.0)
+    scheduler = make(optimizer) if name == "constant" else make(optimizer, num_training_steps=10)
+    rates = []
+    for _ in range(10):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert rates[:3] == [0.0, 0.5, 1.0]
+    assert rates[-1] == (1.0 if name == "constant" else pytest.approx(0.038, abs=1e-3))
+
+
+def check_model(group, name, given):
+    config = compose_train(given, f"{group}={name}")
+    models = build_models(config["student"], config["teacher"])
+    made = models.student if group == "student" else models.teacher
+    if name == "none":
+        assert made is None
+    else:
+        assert len(models.tokenizer) <= made().get_output_embeddings().weight.shape[0]
+
+
+def check_data(name, given):
+    config = compose_train(given, f"data={name}")
+    models = build_models(config["student"], None)
+    datamodule = build_datamodule(config["data"], models.tokenizer)
+    if name == "instructions":
+        assert len(datamodule.test_set) == 4
+    else:
+        sizes = build(config["data"]["prepare"]["sizes"])
+        assert sizes.train > sizes.test > 0
+
+
+def check_corpus(name, given):
+    file = given[1]["data"][0].removeprefix("data.path=") + "/train.jsonl"
+    overrides = [f"corpus={name}", f"data.datamodule.lm_corpus.path={file}", "data.datamodule.lm_corpus.field=output"]
+    source = build(compose_train(given, *overrides)["data"]["datamodule"]["lm_corpus"])
+    assert list(source.documents()) == ["w3"] * 4
+
+
+def check_trainer(group, name, given):
+    if (group, name) == ("trainer", "evaluation"):
+        return check_top("evaluate", given)
+    config = compose_train(given, f"{group}={name}", "batch_size=32", "trainer.accelerator=cpu", "logger=none")
+    plan = plan_batches(config["batch_size"], config["micro_batch_size"], world_size(config["trainer"]))
+    assert plan.micro_batch_size * plan.world_size * plan.accumulation == 32
+    trainer, _ = build_trainer(config, plan)
+    assert trainer.accumulate_grad_batches == plan.accumulation
+    if group == "devices":
+        assert trainer.num_devices * trainer.num_nodes == plan.world_size == math.prod(map(int, name.split("x")))
+    return None
+
+
+def check_logger(name, given):
+    nodes = compose_train(given, f"logger={name}")["logger"]
+    loggers = build_all(nodes)
+    assert set(loggers) == {"wandb": {"csv", "wandb"}, "csv": {"csv"}, "none": set()}[name]
+    assert all(isinstance(logger, Logger) for logger in loggers.values())
+    if name == "wandb":
+        assert nodes["wandb"]["offline"] is True
+
+
+def check_callbacks(name, given):
+    callbacks = build_all(compose_train(given, f"callbacks={name}")["callbacks"])
+    assert all(isinstance(callback, Callback) for callback in callbacks.values())
+    assert callbacks
+
+
+def check_evaluation(name, given):
+    sampling = build(compose_train(given, f"evaluation={name}")["evaluation"]["sampling"])
+    assert isinstance(sampling, SamplingConfig)
+
+
+def check_experiment(name, given):
+    config = compose_train(given, f"experiment={name}")
+    assert config["name"] == name
+    module = make_everything(config)[2]
+    assert (module.teacher is not None) == (name in ("kd", "minillm", "smoke"))
+
+
+def check_recipe(name, given):
+    _, values = given
+    data = values["data"] if name == "dolly_scratch" else []
+    cfg = compose_config("recipe", [f"recipe={name}", *given[0], *data])
+    stages = recipe.plan(to_plain(recipe._with_absolute_paths(cfg), recipe.KEYS), shown_progress=True)
+    for stage in stages.values():
+        keys = {"train": train.KEYS, "generate": generate.KEYS, "evaluate": evaluate.KEYS}[stage.command]
+        to_plain(stage.config, keys)
+        for group in ("optimizer", "module", "loss", "sampling"):
+            if group in stage.config:
+                build(stage.config[group])
+    steps = {stage: stages[stage].config["max_steps"] for stage in ("init", "minillm", "sft", "kd", "seqkd")}
+    assert steps["sft"] == steps["kd"] == steps["seqkd"] == steps["init"] + steps["minillm"]
+
+
+CHECKS = {
+    "": check_top,
+    "loss": check_loss,
+    "module": check_module,
+    "optimizer": check_optimizer,
+    "scheduler": check_scheduler,
+    "student": lambda name, given: check_model("student", name, given),
+    "teacher": lambda name, given: check_model("teacher", name, given),
+    "data": check_data,
+    "corpus": check_corpus,
+    "trainer": lambda name, given: check_trainer("trainer", name, given),
+    "strategy": lambda name, given: check_trainer("strategy", name, given),
+    "devices": lambda name, given: check_trainer("devices", name, given),
+    "logger": check_logger,
+    "callbacks": check_callbacks,
+    "evaluation": check_evaluation,
+    "experiment": check_experiment,
+    "recipe": check_recipe,
+}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_file_composes_and_instantiates(file, given):
+    group, _, name = file.rpartition("/")
+    assert group in CHECKS, f"conf/{group}: say in CHECKS how its files are made into objects"
+    CHECKS[group](name, given)
+
+
+@pytest.mark.parametrize("strategy", sorted(file.stem for file in (CONF / "strategy").glob("*.yaml")))
+@pytest.mark.parametrize("devices", sorted(file.stem for file in (CONF / "devices").glob("*.yaml")))
+def test_global_batch_size_does_not_depend_on_strategy_and_devices(strategy, devices, given):
+    config = compose_train(given, f"strategy={strategy}", f"devices={devices}", "batch_size=32", "micro_batch_size=2")
+    plan = plan_batches(config["batch_size"], config["micro_batch_size"], world_size(config["trainer"]))
+    assert plan.micro_batch_size * plan.world_size * plan.accumulation == 32
+
+
+@pytest.mark.parametrize(
+    "override", ["no_such_key=1", "optimizer.no_such_key=1", "module.no_such_key=1", "trainer.no_such_key=1"]
+)
+def test_unknown_keys_are_errors(override):
+    with pytest.raises(Exception, match="no_such_key"):
+        compose_config("train", [override])
+
+
+@pytest.mark.parametrize("override", ["+optimizer.no_such_key=1", "+loss.no_such_key=1", "+module.no_such_key=1"])
+def test_unknown_keys_that_were_forced_in_are_errors_too(override, given):
+    config = compose_train(given, override)
+    with pytest.raises((ValueError, TypeError), match="no_such_key"):
+        module = make_everything(config)[2]
+        module._optimizer_factory(module.student.parameters())
+
+
+def test_top_level_keys_that_were_forced_in_are_errors():
+    with pytest.raises(ValueError, match="no_such_key"):
+        to_plain(compose_config("train", ["+no_such_key=1"]), train.KEYS)
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "generate", "recipe"])
+def test_every_top_level_key_is_read(command):
+    keys = {"train": train, "evaluate": evaluate, "generate": generate, "recipe": recipe}[command].KEYS
+    assert {str(key) for key in compose_config(command)} == set(keys)
+
+
+def test_presets_are_the_papers_and_the_official_codes(given):
+    official = compose_train(given, "module=minillm", "teacher=pretrained")
+    paper = compose_train(given, "module=minillm", "teacher=pretrained", "loss=minillm_paper")
+    assert official["module"]["loss"]["whiten"] == "all"
+    assert official["module"]["loss"]["gamma"] == 0.95
+    assert paper["module"]["loss"]["return_start"] == "next"
+    assert paper["module"]["loss"]["weight_single_step"] is True
+    assert official["optimizer"]["lr"] == 5e-6
+    assert official["optimizer"]["betas"] == [0.9, 0.95]
+    assert official["module"]["sampling"]["teacher_mix_alpha"] == 0.2
+
+
+def test_no_hydra_container_reaches_the_library(given):
+    config = compose_train(given, "module=minillm", "teacher=pretrained")
+    module = make_everything(config)[2]
+
+    def plain(value):
+        assert not OmegaConf.is_config(value)
+        if isinstance(value, dict):
+            for item in value.values():
+                plain(item)
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                plain(item)
+
+    plain(config)
+    plain(dict(module._optimizer_factory.keywords))
+    assert isinstance(module._optimizer_factory.keywords["betas"], list)
