@@ -239,8 +239,8 @@ class CausalLMModule(LightningModule):
         responses = self.decode(rollouts)
         metrics.rouge_l.update(responses, batch.references)
         exact = [row for row, flag in enumerate(batch.exact) if flag]
-        if exact:
-            metrics.exact_match.update([responses[row] for row in exact], [batch.references[row] for row in exact])
+        # also without such rows: every rank has to take part when the metric is summed over ranks
+        metrics.exact_match.update([responses[row] for row in exact], [batch.references[row] for row in exact])
         for row, response in enumerate(responses):
             self.samples.append(
                 {

@@ -20,10 +20,13 @@ class EvaluationMetrics(nn.Module):
         self.reverse_kl = MeanMetric()
 
     def compute(self) -> dict[str, Tensor]:
-        """Return what was measured; a metric that saw nothing is left out."""
+        """Return what was measured; a metric that saw nothing on any rank is left out."""
         names = {"rougeL": self.rouge_l, "exact_match": self.exact_match, "response_length": self.response_length}
         names |= {"loss": self.loss, "reverse_kl": self.reverse_kl}
-        return {name: metric.compute() for name, metric in names.items() if metric.update_called}
+        values = {name: metric.compute() for name, metric in names.items() if metric.update_called}
+        # these two divide by the rows they saw on all ranks; any other NaN is a fact about the model
+        unseen = {name for name in ("rougeL", "exact_match") if name in values and values[name].isnan()}
+        return {name: value for name, value in values.items() if name not in unseen}
 
     def reset(self) -> None:
         """Forget what was seen."""
