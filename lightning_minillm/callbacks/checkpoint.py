@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 if TYPE_CHECKING:
@@ -11,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ResumeCheckpoint(ModelCheckpoint):
-    """Keep one checkpoint of everything, written anew every few optimiser steps.
+    """Keep one checkpoint of everything, random states included, written anew every few optimiser steps.
 
     Two habits of Lightning (2.6) are mended on the way. It skips an epoch when it resumes from a checkpoint that was
     written after the last batch of an epoch but before its end; so one that falls due there is written at the end of
@@ -36,11 +39,15 @@ class ResumeCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=False,
             enable_version_counter=False,
         )
+        self._random_states: list[dict[str, Any]] = []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Let the step that loggers see be the number of optimiser steps, also after resuming."""
+        """Put random states and the step that loggers see back to where they were."""
         if pl_module.automatic_optimization:
             trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        if len(self._random_states) == trainer.world_size:
+            set_random_state(self._random_states[trainer.global_rank])
+        self._random_states = []
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -52,3 +59,39 @@ class ResumeCheckpoint(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the checkpoint that fell due at the last batch."""
         super().on_train_batch_end(trainer, pl_module, None, None, 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the base class, and the random states of all ranks."""
+        own = random_state()
+        states: list[Any] = [own]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            states = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(states, own)
+        return {**super().state_dict(), "random_states": states}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore both; another number of ranks starts from fresh random states."""
+        self._random_states = state_dict.get("random_states", [])
+        super().load_state_dict(state_dict)
+
+
+def random_state() -> dict[str, Any]:
+    """Return the state of every global random generator, as plain tensors, tuples and numbers."""
+    _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+        "python": random.getstate(),
+        "numpy": (torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)),
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Restore what :func:`random_state` returned."""
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))

@@ -72,7 +72,7 @@ def test_best_weights_are_exported(train_overrides, tmp_path, monkeypatch):
         log(self, name, value, **kwargs)
 
     monkeypatch.setattr(SFTModule, "log", rising)
-    metrics, objects = train(compose_config("train", ["experiment=init", *train_overrides]))
+    metrics, _ = train(compose_config("train", ["experiment=init", *train_overrides]))
     assert metrics["best"] == {"metric": "val/loss", "value": 3.0, "optimizer_steps": 3}
     last = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     best = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)["state_dict"]
