@@ -147,11 +147,12 @@ class MixtureSampler:
             mixture's are of what was sampled from, after top-k, top-p and min_new_tokens.
 
         Raises:
-            ValueError: an empty prompt.
+            ValueError: an empty prompt, or one that leaves a model too few positions for the response.
             FloatingPointError: a model whose weights have diverged, with the rows.
         """
         if not bool(prompts.attention_mask.any(-1).all()):
             raise ValueError("a prompt is empty: there is nothing to condition the response on")
+        self._check_positions(int(prompts.attention_mask.sum(-1).max()))
         with _eval_mode(self.student, self.teacher):
             record = self._decode(prompts, token_noise(seed, phase, prompts.indices, self.config.max_new_tokens))
         _check_numbers(record, prompts.indices)
@@ -168,6 +169,20 @@ class MixtureSampler:
             reward_logprobs=None if record.reward is None else record.reward[:, :width],
             teacher_hidden=None if record.hidden is None else record.hidden[:, :width],
         )
+
+    def _check_positions(self, prompt_length: int) -> None:
+        """Past a model's last position there is an index error at best."""
+        needed = prompt_length + self.config.max_new_tokens - 1  # the last token is not fed
+        for name, split in (("student", self.student), ("teacher", self.teacher)):
+            if split is None:
+                continue
+            positions = getattr(split.model.config.get_text_config(), "max_position_embeddings", None)
+            if positions is not None and needed > positions:
+                raise ValueError(
+                    f"a prompt of {prompt_length} tokens and a response of max_new_tokens={self.config.max_new_tokens}"
+                    f" need {needed} positions, and the {name} has {positions}: lower max_new_tokens or"
+                    " max_prompt_length"
+                )
 
     def _decode(self, prompts: PromptBatch, noise: Tensor) -> _Record:
         student = _Decoder(self.student, prompts)
@@ -226,7 +241,8 @@ class MixtureSampler:
         record.student[written, t] = at(log_q)
         record.mixture[written, t] = at(log_mu)
         if teacher is not None and log_p is not None and teacher_logits is not None:
-            assert record.teacher is not None and record.reward is not None
+            assert record.teacher is not None
+            assert record.reward is not None
             record.teacher[written, t] = at(log_p)
             reward_temperature = config.teacher_reward_temperature
             if reward_temperature is None or reward_temperature == temperature:

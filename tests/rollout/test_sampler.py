@@ -359,6 +359,19 @@ def test_an_empty_prompt_is_an_error(models, make_sampler, make_prompts):
         make_sampler(*models).sample(prompts, seed=0)
 
 
+def test_responses_past_the_last_position_are_an_error_before_any_work(
+    family, models, make_model, make_sampler, make_prompts
+):
+    """GPT-2 would end in an index error, in the middle of a phase."""
+    short = make_model(family, seed=1, **{"n_positions" if family == "gpt2" else "max_position_embeddings": 20})
+    prompts = make_prompts((9, 2), width=12)
+    for pair in ((short, None), (models[0], short)):
+        assert make_sampler(*pair, min_new_tokens=12, max_new_tokens=12).sample(prompts, seed=0).lengths.max() == 12
+        name = "student" if pair[0] is short else "teacher"
+        with pytest.raises(ValueError, match=f"need 21 positions, and the {name} has 20: lower max_new_tokens"):
+            make_sampler(*pair, max_new_tokens=13).sample(prompts, seed=0)
+
+
 def test_a_mixture_needs_a_teacher(models, make_sampler):
     with pytest.raises(ValueError, match="pass a teacher or set teacher_mix_alpha=0"):
         make_sampler(models[0], teacher_mix_alpha=0.2)
