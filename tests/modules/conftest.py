@@ -1,0 +1,187 @@
+from functools import partial
+
+import pytest
+import torch
+from lightning import LightningDataModule, Trainer
+
+from lightning_minillm.types import EvaluationBatch, PromptBatch, TokenBatch
+
+VOCAB_SIZE = 37
+
+
+class PromptSet:
+    """What the module asks of a training set: its size, and prompts by row."""
+
+    def __init__(self, prompts):
+        self.prompts = prompts
+
+    def __len__(self):
+        return len(self.prompts.indices)
+
+    def prompt_batch(self, rows):
+        return PromptBatch(self.prompts.input_ids[rows], self.prompts.attention_mask[rows], rows)
+
+
+class Loader:
+    """A sized loader over given batches."""
+
+    def __init__(self, batches):
+        self.batches = list(batches)
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+class LMStream:
+    """An endless stream of random blocks; batch i is a function of i."""
+
+    def __init__(self, micro_batch_size, accumulation):
+        self.micro_batch_size, self.accumulation = micro_batch_size, accumulation
+
+    def batch(self, step):
+        # cut from the batch of the whole optimiser step, so that micro-batches of any size hold the same rows
+        optimiser_step, micro = divmod(step, self.accumulation)
+        size = self.micro_batch_size * self.accumulation
+        whole = random_tokens(size, seed=1000 + optimiser_step)
+        rows = torch.arange(size)[micro * self.micro_batch_size :][: self.micro_batch_size]
+        return cut_tokens(whole, rows, int(whole.target_mask.sum()) / self.accumulation)
+
+
+class TinyData(LightningDataModule):
+    """The part of the data module that the modules speak to."""
+
+    def __init__(self, prompts, *, batch_size=8, micro_batch_size=8, lm=True, validation=(), train_batches=None):
+        super().__init__()
+        self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
+        self.accumulation = batch_size // micro_batch_size
+        self.train_set = PromptSet(prompts)
+        self.prompt_stream = None
+        self.lm_stream = LMStream(micro_batch_size, self.accumulation) if lm else None
+        self.validation, self.train_batches = Loader(validation), train_batches
+
+    def train_dataloader(self):
+        if self.train_batches is not None:
+            return Loader(self.train_batches)
+        return self.trainer.lightning_module.build_train_loader(self)
+
+    def val_dataloader(self):
+        return self.validation
+
+    def test_dataloader(self):
+        return self.validation
+
+
+def random_tokens(count, seed=0, width=9):
+    """Right-padded sequences, whose targets are all tokens after the second."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, VOCAB_SIZE, (count, width), generator=generator)
+    lengths = torch.randint(4, width + 1, (count, 1), generator=generator)
+    mask = torch.arange(width) < lengths
+    target_mask = mask & (torch.arange(width) > 1)
+    ids = ids.masked_fill(~mask, 0)
+    return TokenBatch(ids, mask, target_mask, torch.arange(count), float(target_mask.sum()))
+
+
+def cut_tokens(batch, rows, normalizer):
+    return TokenBatch(
+        batch.input_ids[rows], batch.attention_mask[rows], batch.target_mask[rows], batch.indices[rows], normalizer
+    )
+
+
+@pytest.fixture(scope="session")
+def make_tokens():
+    """``make_tokens(count, seed=0)``."""
+    return random_tokens
+
+
+@pytest.fixture(scope="session")
+def cut():
+    """``cut(tokens, rows, normalizer)``."""
+    return cut_tokens
+
+
+@pytest.fixture(scope="session")
+def make_data(make_prompts):
+    """``make_data(batch_size=8, micro_batch_size=8, lm=True, ...)``: 20 prompts."""
+
+    def make(**options):
+        lengths = torch.randint(1, 8, (20,), generator=torch.Generator().manual_seed(3)).tolist()
+        return TinyData(make_prompts(lengths), **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_evaluation(make_prompts, tokenizer):
+    """``make_evaluation(lengths, exact=..., first_index=0)``: prompts, references and teacher-forced rows."""
+
+    def make(lengths=(5, 3, 7, 1), exact=(True, False, True, False), seed=0, first_index=0):
+        prompts = make_prompts(lengths, seed=seed, first_index=first_index)
+        generator = torch.Generator().manual_seed(seed + 1)
+        rows, references = [], []
+        for ids, mask in zip(prompts.input_ids, prompts.attention_mask, strict=True):
+            answer = torch.randint(1, VOCAB_SIZE, (3,), generator=generator)
+            rows.append((ids[mask], torch.cat([answer, torch.zeros(1, dtype=torch.int64)])))
+            references.append((tokenizer.decode(answer), "w1 w2"))
+        width = max(len(prompt) + len(answer) for prompt, answer in rows)
+        ids = torch.zeros(len(rows), width, dtype=torch.int64)
+        mask, target_mask = torch.zeros(2, len(rows), width, dtype=torch.bool)
+        for row, (prompt, answer) in enumerate(rows):
+            end = len(prompt) + len(answer)
+            ids[row, :end] = torch.cat([prompt, answer])
+            mask[row, :end] = True
+            target_mask[row, len(prompt) : end] = True
+        return EvaluationBatch(
+            prompts=prompts,
+            tokens=TokenBatch(ids, mask, target_mask, prompts.indices, float(target_mask.sum())),
+            references=tuple(references),
+            tasks=tuple("capital" if flag else "story" for flag in exact),
+            exact=tuple(exact),
+            prompt_texts=tuple(f"prompt {i}" for i in prompts.indices.tolist()),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_trainer(tmp_path_factory):
+    """A quiet trainer on the CPU."""
+    root = tmp_path_factory.mktemp("trainer")
+
+    def make(**options):
+        quiet = {
+            "accelerator": "cpu",
+            "devices": 1,
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "enable_checkpointing": False,
+            "use_distributed_sampler": False,
+            "num_sanity_val_steps": 0,
+            "log_every_n_steps": 1,
+            "default_root_dir": root,
+        }
+        return Trainer(**{**quiet, **options})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sgd():
+    """``sgd(lr)``: an optimiser factory whose one step shows the gradient."""
+    return lambda lr=1.0: partial(torch.optim.SGD, lr=lr)
+
+
+@pytest.fixture(scope="session")
+def adamw():
+    """``adamw(lr)``: an optimiser factory."""
+    return lambda lr=1e-2: partial(torch.optim.AdamW, lr=lr)
+
+
+@pytest.fixture(scope="session")
+def weights_of():
+    """All weights of a model as one vector, copied."""
+    return lambda model: torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
