@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,11 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
     """||ours - theirs|| / ||theirs||; the absolute error where theirs is 0."""
     difference, norm = (ours.double() - theirs.double()).norm().item(), theirs.double().norm().item()
     return difference / norm if norm > 0 else difference
+
+
+def worst_of(errors: dict[str, float]) -> float:
+    """The largest error; NaN is larger than any number."""
+    return max(errors.values(), key=lambda error: math.inf if math.isnan(error) else error)
 
 
 def rollouts_of(record: Record, key: str, student: SplitCausalLM, teacher: SplitCausalLM) -> RolloutBatch:
@@ -222,7 +228,7 @@ def compare(path: Path) -> dict[str, float]:
     errors = {name: relative_error(ours.detach(), theirs) for name, (ours, theirs) in pairs.items()}
     gradients = {name: error for name, error in errors.items() if name.startswith("grad.")}
     rest = {name: error for name, error in errors.items() if name not in gradients}
-    return {**rest, "grad_worst": max(gradients.values())} if gradients else rest
+    return {**rest, "grad_worst": worst_of(gradients)} if gradients else rest
 
 
 def main() -> int:
@@ -234,7 +240,7 @@ def main() -> int:
     failed = False
     for path in arguments.files:
         errors = compare(path)
-        worst = max(errors.values(), key=lambda error: float("inf") if error != error else error)
+        worst = worst_of(errors)
         agrees = worst <= arguments.tolerance
         failed |= not agrees
         print(json.dumps({"file": path.name, "agrees": agrees, "worst": worst, **errors}), flush=True)
