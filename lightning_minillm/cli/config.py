@@ -29,7 +29,17 @@ class RecipeError(RuntimeError):
 
 
 OmegaConf.register_new_resolver("sum", lambda *numbers: sum(numbers), replace=True)
-OmegaConf.register_new_resolver("quotient", lambda a, b: a // b, replace=True)
+OmegaConf.register_new_resolver("quote", lambda value: quote(value), replace=True)
+
+
+def quote(value: Any) -> str:
+    """Write a value, such as a path, so that Hydra's grammar takes it as one string whatever it contains.
+
+    Example:
+        >>> print(quote("it's a path, with a comma"))
+        'it\\'s a path, with a comma'
+    """
+    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from lightning_minillm.cli import plots, report, runs
 from lightning_minillm.cli.build import prepare_data
-from lightning_minillm.cli.config import Config, compose_config, run_command, to_plain
+from lightning_minillm.cli.config import Config, compose_config, quote, run_command, to_plain
 from lightning_minillm.cli.scheduler import choose_workers, run_stages
 from lightning_minillm.cli.stages import (
     COMMANDS,
@@ -144,28 +144,23 @@ def _evaluation(config: Config, stages: Mapping[str, Stage], model: str, shown_p
         *node["common"],
         *node["evaluate"]["overrides"],
         f"seeds={list(node['evaluate']['seeds'])}",
-        f"models={{{model}: {_quoted(stages[model].folder / STUDENT_FOLDER)}}}",
+        f"models={{{model}: {quote(stages[model].folder / STUDENT_FOLDER)}}}",
         f"name={name}",
         *_places(config, folder),
     ]
     if model != teacher:
-        overrides += ["teacher=pretrained", f"teacher.path={_quoted(stages[teacher].folder / STUDENT_FOLDER)}"]
+        overrides += ["teacher=pretrained", f"teacher.path={quote(stages[teacher].folder / STUDENT_FOLDER)}"]
     if not shown_progress:
         overrides.append("+trainer.enable_progress_bar=false")
     return Stage(name, "evaluate", folder, tuple(needs), _compose("evaluate", overrides, name), stages[model].title)
 
 
 def _places(config: Config, folder: Path) -> list[str]:
-    return [f"output_dir={_quoted(folder)}", f"cache_dir={_quoted(Path(config['cache_dir']))}"]
+    return [f"output_dir={quote(folder)}", f"cache_dir={quote(Path(config['cache_dir']))}"]
 
 
 def _progress_file(folder: Path) -> dict[str, Any]:
     return {"_target_": "lightning_minillm.callbacks.ProgressFile", "path": str(folder / PROGRESS_FILE)}
-
-
-def _quoted(path: Path) -> str:
-    """Write a path so that Hydra's grammar takes it whatever it contains."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _compose(command: str, overrides: Sequence[str], where: str) -> Config:
