@@ -60,7 +60,7 @@ class TinyData(LightningDataModule):
         self.train_set = PromptSet(prompts)
         self.prompt_stream = None
         self.lm_stream = LMStream(micro_batch_size, self.accumulation) if lm else None
-        self.validation, self.train_batches = Loader(validation), train_batches
+        self.validation, self.train_batches = list(validation), train_batches
 
     def train_dataloader(self):
         if self.train_batches is not None:
@@ -68,10 +68,10 @@ class TinyData(LightningDataModule):
         return self.trainer.lightning_module.build_train_loader(self)
 
     def val_dataloader(self):
-        return self.validation
+        return Loader(self.validation[self.trainer.global_rank :: self.trainer.world_size])
 
     def test_dataloader(self):
-        return self.validation
+        return self.val_dataloader()
 
 
 def random_tokens(count, seed=0, width=9):

@@ -227,6 +227,30 @@ def test_sizes_that_do_not_divide_stop_before_any_rollout(make_module, make_data
         make_trainer(max_steps=1).fit(make_module(num_rollouts=20), make_data())
 
 
+def test_a_pad_token_of_its_own_gives_the_same_run(
+    make_model, make_tokenizer, make_prompts, make_data, make_trainer, adamw, weights_of
+):
+    """Masks come from lengths: whether pad is eos or not, the same weights to the bit."""
+    runs = []
+    for pad_token, pad in ((None, 0), ("<pad>", 36)):
+        tokenizer = make_tokenizer(pad_token, words=36)
+        assert tokenizer.pad_token_id == pad
+        module = MiniLLMModule(
+            make_model("gpt2", seed=1),
+            tokenizer,
+            teacher=make_model("gpt2", seed=2),
+            optimizer=adamw(),
+            sampling=SamplingConfig(max_new_tokens=8),
+            num_rollouts=16,
+            ppo_epochs=2,
+        )
+        data = make_data()
+        data.train_set.prompts = make_prompts((5, 3, 7, 1) * 5, vocab_size=36, pad=pad)
+        make_trainer(max_steps=4).fit(module, data)
+        runs.append(weights_of(module.student))
+    assert torch.equal(runs[0], runs[1])
+
+
 # --- repeating and resuming -------------------------------------------------------------------------------------------
 
 
