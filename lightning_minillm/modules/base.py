@@ -136,8 +136,21 @@ class CausalLMModule(LightningModule):
         if self.student is not None:
             self.student.train()
 
+    def on_train_start(self) -> None:
+        """Make sure that an optimiser step is the batch that the loader's normalisers are made for.
+
+        Raises:
+            ValueError: ``accumulate_grad_batches`` is another number than the micro-batches of a batch.
+        """
+        accumulation = getattr(self.trainer.train_dataloader, "accumulation", None)
+        if accumulation not in (None, self.trainer.accumulate_grad_batches):
+            raise ValueError(
+                f"a batch comes in {accumulation} micro-batches and the trainer steps after"
+                f" {self.trainer.accumulate_grad_batches}: set Trainer(accumulate_grad_batches={accumulation})"
+            )
+
     def on_validation_start(self) -> None:
-        """Likewise."""
+        """Move the teacher to this rank's device."""
         self._place_teacher()
 
     def on_test_start(self) -> None:

@@ -143,6 +143,7 @@ class MiniLLMModule(CausalLMModule):
 
     def on_train_start(self) -> None:
         """Collect the next phase where Lightning announces no epoch: after a checkpoint of the last step of a phase."""
+        super().on_train_start()
         assert self._buffer is not None
         if self._buffer.phase not in (-1, self.trainer.current_epoch):
             self._collect_phase(self._buffer)

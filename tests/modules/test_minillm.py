@@ -251,6 +251,20 @@ def test_a_pad_token_of_its_own_gives_the_same_run(
     assert torch.equal(runs[0], runs[1])
 
 
+@pytest.mark.parametrize(("micro_batch_size", "accumulate"), [(4, 1), (8, 2), (2, 2)])
+def test_steps_of_another_size_than_the_batch_are_an_error(
+    micro_batch_size, accumulate, make_module, make_data, make_trainer
+):
+    """Otherwise gradients would silently be scaled by the ratio of both."""
+    number = 8 // micro_batch_size
+    with pytest.raises(
+        ValueError, match=rf"comes in {number} micro-batches .* set Trainer\(accumulate_grad_batches={number}\)"
+    ):
+        make_trainer(max_steps=1, accumulate_grad_batches=accumulate).fit(
+            make_module(), make_data(micro_batch_size=micro_batch_size)
+        )
+
+
 # --- repeating and resuming -------------------------------------------------------------------------------------------
 
 
