@@ -2,8 +2,10 @@ from functools import partial
 
 import pytest
 import torch
-from lightning import LightningDataModule, Trainer
+from lightning import Callback, LightningDataModule, Trainer
 
+from lightning_minillm.modules import MiniLLMModule
+from lightning_minillm.rollout import SamplingConfig
 from lightning_minillm.types import EvaluationBatch, PromptBatch, TokenBatch
 
 VOCAB_SIZE = 37
@@ -89,6 +91,18 @@ def cut_tokens(batch, rows, normalizer):
     return TokenBatch(
         batch.input_ids[rows], batch.attention_mask[rows], batch.target_mask[rows], batch.indices[rows], normalizer
     )
+
+
+class Recorder(Callback):
+    """Keeps what was logged at every step, the batches, and the buffer's rollouts."""
+
+    def __init__(self):
+        self.steps, self.batches, self.lr = [], [], []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.steps.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+        self.batches.append(batch)
+        self.lr.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
 @pytest.fixture(scope="session")
@@ -185,3 +199,30 @@ def adamw():
 def weights_of():
     """All weights of a model as one vector, copied."""
     return lambda model: torch.cat([p.detach().flatten() for p in model.parameters()]).clone()
+
+
+@pytest.fixture(scope="session")
+def make_minillm(make_model, tokenizer, adamw):
+    """A MiniLLM module of tiny models: phases of 16 rollouts, two passes."""
+
+    def make(student="gpt2", teacher="gpt2", student_options=None, teacher_options=None, **options):
+        defaults = {
+            "teacher": make_model(teacher, seed=2, **(teacher_options or {})),
+            "optimizer": adamw(),
+            "sampling": SamplingConfig(max_new_tokens=8),
+            "num_rollouts": 16,
+            "ppo_epochs": 2,
+            "rollout_batch_size": 5,
+            "evaluation_sampling": SamplingConfig(max_new_tokens=8, teacher_mix_alpha=0.0),
+        }
+        return MiniLLMModule(
+            make_model(student, seed=1, **(student_options or {})), tokenizer, **{**defaults, **options}
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_recorder():
+    """A callback that keeps ``steps`` (what was logged), ``batches`` and ``lr``."""
+    return Recorder
