@@ -17,8 +17,8 @@ class ResumeCheckpoint(ModelCheckpoint):
     """Keep one checkpoint of everything, random states included, written anew every few optimiser steps.
 
     Two habits of Lightning (2.6) are mended on the way. It skips an epoch when it resumes from a checkpoint that was
-    written after the last batch of an epoch but before its end; so one that falls due there is written at the end of
-    the epoch. And the step numbers of its logs move by one in some resumed runs; so they are put right.
+    written after the last batch of an epoch; so one that falls due there is written at the start of the next, before
+    anything happens in it. And the step numbers of its logs move by one in some resumed runs; so they are put right.
 
     Args:
         dirpath: folder of the checkpoint.
@@ -40,25 +40,52 @@ class ResumeCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self._random_states: list[dict[str, Any]] = []
+        self._postponed = False
+        self._between_epochs = False
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the checkpoint that fell due at the last batch of the epoch before."""
+        self._restore_random_state(trainer)
+        if self._postponed:
+            self._between_epochs = True
+            self._write(trainer, pl_module)
+            self._between_epochs = False
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Say that the next epoch begins with its first batch: Lightning still counts the last one's here."""
+        if self._between_epochs:
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+            progress["current"] = dict.fromkeys(progress["current"], 0)
+            progress["is_last_batch"] = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Put random states and the step that loggers see back to where they were."""
         if pl_module.automatic_optimization:
             trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
-        if len(self._random_states) == trainer.world_size:
-            set_random_state(self._random_states[trainer.global_rank])
-        self._random_states = []
+        self._restore_random_state(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write the checkpoint if it is due, unless the epoch is about to end."""
-        if not trainer.is_last_batch:
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._postponed = trainer.is_last_batch
+        if not self._postponed:
+            self._write(trainer, pl_module)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the checkpoint that fell due at the last batch."""
-        super().on_train_batch_end(trainer, pl_module, None, None, 0)
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the checkpoint that fell due at the very last batch."""
+        if self._postponed:
+            self._write(trainer, pl_module)
+        super().on_train_end(trainer, pl_module)
+
+    def _write(self, trainer: Trainer, module: LightningModule) -> None:
+        self._postponed = False
+        super().on_train_batch_end(trainer, module, None, None, 0)
+
+    def _restore_random_state(self, trainer: Trainer) -> None:
+        if len(self._random_states) == trainer.world_size:
+            set_random_state(self._random_states[trainer.global_rank])
+        self._random_states = []
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the base class, and the random states of all ranks."""
