@@ -26,7 +26,7 @@ from lightning_minillm.cli.stages import (
 from lightning_minillm.cli.train import STUDENT_FOLDER
 
 KEYS = "cache_dir data output_dir recipe redo seed shared_dir teacher_seed until workers".split()
-_RECIPE_KEYS = set("common evaluate extra name requires shared stages steps teacher train_common".split())
+_RECIPE_KEYS = set("common evaluate extra name requires shared stages steps teacher train_common train_extra".split())
 _STAGE_KEYS = {"command", "title", "needs", "starts_at", "overrides", "extra"}
 CURVES = ("val/rougeL", "val/reverse_kl", "val/loss", "val/response_length")
 
@@ -124,6 +124,7 @@ def _stage(config: Config, name: str, settings: Mapping[str, Any], shown_progres
         *(node["train_common"] if is_training else ()),
         *settings["overrides"],
         *node["extra"],
+        *(node["train_extra"] if is_training else ()),
         *(settings.get("extra") or ()),
         f"name={name}",
         *_places(config, folder),
@@ -143,6 +144,7 @@ def _evaluation(config: Config, stages: Mapping[str, Stage], model: str, shown_p
     overrides = [
         *node["common"],
         *node["evaluate"]["overrides"],
+        *node["extra"],
         f"seeds={list(node['evaluate']['seeds'])}",
         f"models={{{model}: {quote(stages[model].folder / STUDENT_FOLDER)}}}",
         f"name={name}",
@@ -204,7 +206,9 @@ def _until(stages: Mapping[str, Stage], last: str | None) -> list[Stage]:
 
 def _prepare(config: Config) -> str:
     """Write the data set where the recipe makes one, and return the digest of its files."""
-    composed = _compose("train", [*config["recipe"]["common"], *_places(config, Path(config["output_dir"]))], "data")
+    node = config["recipe"]
+    overrides = [*node["common"], *node["extra"], *_places(config, Path(config["output_dir"]))]
+    composed = _compose("train", overrides, "data")
     prepare_data(composed["data"])
     return digest_files(data_files(composed["data"]))
 
