@@ -124,7 +124,7 @@ class MiniLLMLoss(TokenLoss):
                 "clip_fraction": clipped.float(),
                 "importance_weight": weights,
                 "entropy": entropy(log_q),
-                "policy_drift": k3(old_logprobs, logprobs),
+                "policy_drift": weights * k3(old_logprobs, logprobs),
             }
         if self.single_step:
             assert signals.teacher_logits is not None  # TokenLoss.forward has checked it
