@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SPLITS = ("train", "validation", "test")
+PAIRS = "pairs"
 
 
 class RecordSource(Protocol):
@@ -44,7 +45,8 @@ class DistillationDataModule(LightningDataModule):
         validation: likewise.
         test: likewise.
         tokenizer: of student and teacher.
-        lm_corpus: documents for the pretraining loss (a ``CorpusSource``, a list of texts), or ``None``.
+        lm_corpus: documents for the pretraining loss (a ``CorpusSource``, a list of texts); ``"pairs"`` for the
+            training pairs themselves, where teacher and student know no other text; or ``None``.
         template: makes prompts; the paper's by default.
         max_length: tokens of prompt and response together, at most.
         max_prompt_length: tokens of a prompt, at most; longer ones are dropped and counted.
@@ -69,7 +71,7 @@ class DistillationDataModule(LightningDataModule):
         test: Records | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
-        lm_corpus: DocumentSource | Sequence[str] | None = None,
+        lm_corpus: DocumentSource | Sequence[str] | str | None = None,
         template: PromptTemplate | None = None,
         max_length: int = 512,
         max_prompt_length: int = 256,
@@ -90,6 +92,8 @@ class DistillationDataModule(LightningDataModule):
                 f"max_length={max_length} must be greater than max_prompt_length={max_prompt_length}: it counts prompt "
                 "and response together."
             )
+        if isinstance(lm_corpus, str) and lm_corpus != PAIRS:
+            raise ValueError(f"lm_corpus must be a source, a list of texts, {PAIRS!r} or null; got {lm_corpus!r}.")
         unknown = set(limits or ()) - set(SPLITS)
         if unknown:
             raise ValueError(f"limits names {', '.join(map(repr, sorted(unknown)))}: use {', '.join(SPLITS)}.")
@@ -158,10 +162,12 @@ class DistillationDataModule(LightningDataModule):
         return self._encode("test")
 
     @cached_property
-    def lm_corpus(self) -> PackedCorpus | None:
-        """Blocks of plain text, or ``None`` without a corpus."""
+    def lm_corpus(self) -> PackedCorpus | EncodedInstructions | None:
+        """Blocks of plain text, or the training pairs, or ``None`` without a corpus."""
         if self._lm_corpus_source is None:
             return None
+        if self._lm_corpus_source == PAIRS:
+            return self.train_set
         return PackedCorpus(
             self._lm_corpus_source, self.tokenizer, max_length=self.lm_max_length, cache_dir=self.cache_dir
         )

@@ -179,3 +179,11 @@ def test_errors_before_work_starts(make, tokenizer, tmp_path):
     with pytest.raises(ValueError, match="the split is empty"):
         trainer(tmp_path, max_epochs=1).fit(module, datamodule=make(test=[]))
     assert module.seen == []
+
+
+def test_the_training_pairs_can_be_the_pretraining_corpus(make):
+    data = make(lm_corpus="pairs")
+    batch = data.lm_stream.batch(0)
+    assert torch.equal(batch.input_ids, data.train_set.token_batch(batch.indices, 1.0).input_ids)
+    with pytest.raises(ValueError, match="'pairs' or null"):
+        make(lm_corpus="paris")
