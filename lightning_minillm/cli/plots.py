@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,25 @@ def read_curve(folder: Path, metric: str) -> Curve:
     return sorted(values.items())
 
 
-def plot_curves(curves: Mapping[str, Mapping[str, Curve]], file: Path) -> None:
+def colours(models: Iterable[str]) -> dict[str, str]:
+    """Give every model a colour of its own, the same in every panel and every picture.
+
+    Example:
+        >>> colours(["teacher", "SFT"])
+        {'teacher': 'C0', 'SFT': 'C1'}
+    """
+    return {model: f"C{place}" for place, model in enumerate(models)}
+
+
+def plot_curves(curves: Mapping[str, Mapping[str, Curve]], file: Path, models: Sequence[str]) -> None:
     """Draw learning curves, one panel a metric.
 
     Args:
         curves: ``{metric: {model: curve}}``; steps already count from each student's first.
         file: a PNG file.
+        models: those that the bars show, in their order, so that both pictures use the same colours.
     """
+    palette = colours(dict.fromkeys([*models, *(model for lines in curves.values() for model in lines)]))
     shown = {metric: lines for metric, lines in curves.items() if any(lines.values())}
     if not shown:
         return
@@ -49,7 +61,7 @@ def plot_curves(curves: Mapping[str, Mapping[str, Curve]], file: Path) -> None:
     for axis, (metric, lines) in zip(panels, shown.items(), strict=True):
         for model, curve in lines.items():
             if curve:
-                axis.plot(*zip(*curve, strict=True), label=model, marker=".", markersize=4)
+                axis.plot(*zip(*curve, strict=True), label=model, color=palette[model], marker=".", markersize=4)
         axis.set(xlabel="optimiser steps (initial SFT included)", title=metric)
         axis.grid(alpha=0.3)
     panels[0].legend()
@@ -66,14 +78,14 @@ def plot_bars(results: Mapping[str, Summary], file: Path) -> None:
     shown = [column for column in COLUMNS if any(column[0] in summary for summary in results.values())]
     if not shown:
         return
+    palette = colours(results)
     figure, panels = _figure(len(shown))
     for axis, (key, title, decimals, _) in zip(panels, shown, strict=True):
         measured = {model: summary[key] for model, summary in results.items() if key in summary}
         places = range(len(measured))
         means = [value["mean"] for value in measured.values()]
         deviations = [value["std"] for value in measured.values()]
-        colours = [f"C{list(results).index(model)}" for model in measured]
-        bars = axis.bar(places, means, yerr=deviations, capsize=3, color=colours)
+        bars = axis.bar(places, means, yerr=deviations, capsize=3, color=[palette[model] for model in measured])
         axis.bar_label(bars, fmt=f"%.{decimals}f", fontsize=7, padding=2)
         axis.set_xticks(list(places), list(measured), rotation=45, ha="right")
         axis.set_title(title)

@@ -236,7 +236,7 @@ def _report(config: Config, stages: Mapping[str, Stage], console: Console) -> di
     runs.write_text(folder / "table.md", report.markdown_table(results))
     runs.write_text(folder / "samples.md", report.side_by_side(responses))
     curves = {metric: _curves(config, stages, metric) for metric in CURVES}
-    plots.plot_curves(curves, folder / "curves.png")
+    plots.plot_curves(curves, folder / "curves.png", models=list(results))
     plots.plot_bars(results, folder / "bars.png")
     teacher = stages[node["teacher"]].title
     report.print_table(results, f"{node['name']}: test split, seed {config['seed']}", console, not_ranked=[teacher])

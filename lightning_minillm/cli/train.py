@@ -126,7 +126,9 @@ def _finish(config: Config, trainer: Trainer, module: CausalLMModule, callbacks:
             "value": float(best.best_model_score),
             "optimizer_steps": int(state["global_step"]),
         }
-    module.export(str(Path(config["output_dir"]) / STUDENT_FOLDER))
+    if trainer.is_global_zero:
+        module.export(str(Path(config["output_dir"]) / STUDENT_FOLDER))
+    trainer.strategy.barrier()
     return metrics
 
 

@@ -137,4 +137,3 @@ def whiten(returns: Tensor, sums: Tensor, epsilon: float = 1e-8) -> Tensor:
     mean = total / count
     variance = (squares / count - mean.square()).clamp_min(0)
     return ((returns.double() - mean) * (variance + epsilon).rsqrt()).to(returns.dtype)
-

@@ -1,5 +1,6 @@
 import pytest
 
+from lightning_minillm.cli import plots
 from lightning_minillm.cli.plots import plot_bars, plot_curves, read_curve
 from lightning_minillm.cli.report import summarise
 
@@ -22,13 +23,26 @@ def test_resumed_runs_make_one_curve(run):
 
 
 def test_plots_are_png_files(run, tmp_path):
-    plot_curves({"val/rougeL": {"a": read_curve(run, "val/rougeL"), "b": []}, "empty": {"a": []}}, tmp_path / "c.png")
+    plot_curves(
+        {"val/rougeL": {"a": read_curve(run, "val/rougeL"), "b": []}, "empty": {"a": []}},
+        tmp_path / "c.png",
+        ["a", "b"],
+    )
     plot_bars({"a": summarise([{"rougeL": 1.0}, {"rougeL": 2.0}]), "b": summarise([{"loss": 1.0}])}, tmp_path / "b.png")
     for name in ("c.png", "b.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_nothing_to_draw_makes_no_file(tmp_path):
-    plot_curves({"val/rougeL": {"a": []}}, tmp_path / "c.png")
+    plot_curves({"val/rougeL": {"a": []}}, tmp_path / "c.png", ["a"])
     plot_bars({"a": {}}, tmp_path / "b.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_has_one_colour_in_every_panel(run, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, file: figures.append(figure))
+    curve = read_curve(run, "val/rougeL")
+    plot_curves({"val/rougeL": {"a": curve, "b": curve}, "val/reverse_kl": {"b": curve}}, tmp_path, ["a", "b"])
+    both, alone = figures[0].axes
+    assert both.lines[1].get_color() == alone.lines[0].get_color() != both.lines[0].get_color()
