@@ -3,7 +3,7 @@
 Each file holds one run of the official implementation on fixed token ids: prompts, responses, the state dicts of
 teacher and student, and what that code computed. This script runs our rollout-side and update-side code on the same
 ids and prints one JSON line a file: the relative error ||ours - theirs|| / ||theirs|| of every recorded quantity. It
-exits with 1 when any is above the tolerance.
+exits with 1 when any but the two batch means that are only logged is above the tolerance.
 
     python benchmarks/official_parity.py golden/*.safetensors
 """
@@ -31,6 +31,10 @@ from lightning_minillm.models import SplitCausalLM
 from lightning_minillm.rollout import SamplingConfig, score_responses
 from lightning_minillm.rollout.scoring import rollout_sequences
 from lightning_minillm.types import PromptBatch, RolloutBatch, TokenBatch
+
+LOGGED_ONLY = ("mean_reward", "mean_rev_kl")
+"""Reported, not judged: what the official code only logs, batch means of the judged ``rewards`` and ``rev_kl``. Terms of
+both signs may cancel in them almost to 0, where the rounding of float32 alone exceeds any relative bound."""
 
 
 class Record:
@@ -240,7 +244,7 @@ def main() -> int:
     failed = False
     for path in arguments.files:
         errors = compare(path)
-        worst = worst_of(errors)
+        worst = worst_of({name: error for name, error in errors.items() if name not in LOGGED_ONLY})
         agrees = worst <= arguments.tolerance
         failed |= not agrees
         print(json.dumps({"file": path.name, "agrees": agrees, "worst": worst, **errors}), flush=True)
