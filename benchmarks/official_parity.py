@@ -33,8 +33,8 @@ from lightning_minillm.rollout.scoring import rollout_sequences
 from lightning_minillm.types import PromptBatch, RolloutBatch, TokenBatch
 
 LOGGED_ONLY = ("mean_reward", "mean_rev_kl")
-"""Reported, not judged: what the official code only logs, batch means of the judged ``rewards`` and ``rev_kl``. Terms of
-both signs may cancel in them almost to 0, where the rounding of float32 alone exceeds any relative bound."""
+"""Reported, not judged: what the official code only logs, batch means of the judged ``rewards`` and ``rev_kl``. Terms
+of both signs may cancel in them almost to 0, where the rounding of float32 alone exceeds any relative bound."""
 
 
 class Record:
