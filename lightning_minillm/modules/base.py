@@ -193,7 +193,7 @@ class CausalLMModule(LightningModule):
         return loss(states, target_ids, teacher, normalizer=batch.normalizer)  # type: ignore[no-any-return]
 
     def log_training(self, output: LossOutput, batch_size: int) -> None:
-        """Log ``train/loss`` and the parts, as means over the target tokens of the step."""
+        """Log ``train/loss`` and the parts of one micro-batch, averaged over ranks."""
         values = {"train/loss": output.loss.detach(), **{f"train/{name}": part for name, part in output.parts.items()}}
         self.log("train/loss", values.pop("train/loss"), prog_bar=True, batch_size=batch_size, sync_dist=True)
         self.log_dict(values, batch_size=batch_size, sync_dist=True)
