@@ -63,7 +63,7 @@ def test_every_student_is_a_hugging_face_folder(finished):
     for name in TRAINED:
         place = folder / ("shared" if name == "teacher" else "run") / name / "student"
         model = AutoModelForCausalLM.from_pretrained(place)
-        assert model.config.n_embd == (192 if name == "teacher" else 48)
+        assert model.config.n_embd == (96 if name == "teacher" else 48)
 
 
 def test_students_take_equally_many_steps(finished):

@@ -54,9 +54,9 @@ def compose_train(given, *overrides):
     """Compose train.yaml, giving what is missing where the choice asks for it."""
     folders, values = given
     chosen = list(overrides)
-    if "student=pretrained" in chosen or any(o in chosen for o in ("experiment=minillm",)):
+    if "student=pretrained" in chosen or any(o.startswith("experiment=minillm") for o in chosen):
         chosen.append(values["student"])
-    if "teacher=pretrained" in chosen or any(o in chosen for o in ("experiment=minillm", "experiment=kd")):
+    if "teacher=pretrained" in chosen or any(o.startswith(("experiment=minillm", "experiment=kd")) for o in chosen):
         chosen.append(values["teacher"])
     if "data=instructions" in chosen or any(o.startswith("corpus=") for o in chosen):
         chosen = ["data=instructions", *values["data"], *[o for o in chosen if o != "data=instructions"]]
