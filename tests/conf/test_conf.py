@@ -194,7 +194,7 @@ def check_experiment(name, given):
     config = compose_train(given, f"experiment={name}")
     assert config["name"] == name
     module = make_everything(config)[2]
-    assert (module.teacher is not None) == (name in ("kd", "minillm", "smoke"))
+    assert (module.teacher is not None) == (name in ("kd", "minillm", "minillm_paper", "smoke"))
 
 
 def check_recipe(name, given):
