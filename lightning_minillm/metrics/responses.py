@@ -16,11 +16,8 @@ from torchmetrics import Metric
 from torchmetrics.text.rouge import ROUGEScore
 
 
-class RougeL(Metric):
-    """F-measure of Rouge-L in percent, best over the references of a row, averaged over rows.
-
-    Returns NaN when nothing was seen.
-    """
+class _RowMean(Metric):
+    """Mean over rows of a score in percent, over all ranks; NaN when nothing was seen."""
 
     full_state_update = False
     higher_is_better = True
@@ -31,6 +28,17 @@ class RougeL(Metric):
         super().__init__()
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def compute(self) -> Tensor:
+        """Return the mean, a scalar in [0, 100]."""
+        return self.total / self.count
+
+
+class RougeL(_RowMean):
+    """F-measure of Rouge-L in percent, best over the references of a row, averaged over rows.
+
+    Returns NaN when nothing was seen.
+    """
 
     def update(self, responses: Sequence[str], references: Sequence[Sequence[str]]) -> None:
         """Add rows.
@@ -50,26 +58,12 @@ class RougeL(Metric):
         self.total += 100 * values["rougeL_fmeasure"].double().to(self.total.device) * len(responses)
         self.count += len(responses)
 
-    def compute(self) -> Tensor:
-        """Return the mean, a scalar in [0, 100]."""
-        return self.total / self.count
 
-
-class ExactMatch(Metric):
+class ExactMatch(_RowMean):
     """Percentage of rows whose response equals one of the references after normalisation.
 
     Normalisation lowers case, drops punctuation and joins white space (official rouge_metric.normalize_answer).
     """
-
-    full_state_update = False
-    higher_is_better = True
-    total: Tensor
-    count: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, responses: Sequence[str], references: Sequence[Sequence[str]]) -> None:
         """Add rows, as in :meth:`RougeL.update`."""
@@ -77,10 +71,6 @@ class ExactMatch(Metric):
         for response, row in zip(responses, references, strict=True):
             self.total += 100 * float(normalize(response) in {normalize(reference) for reference in row})
         self.count += len(responses)
-
-    def compute(self) -> Tensor:
-        """Return the mean, a scalar in [0, 100]; NaN when nothing was seen."""
-        return self.total / self.count
 
 
 def normalize(text: str) -> str:

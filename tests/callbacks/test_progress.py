@@ -81,6 +81,7 @@ def test_bar_works_without_rollouts(tmp_path):
     del module.rollout_listeners
     module.on_train_epoch_start = lambda: None
     fit(tmp_path, module, RolloutProgressBar(), progress=True)
+    assert module.trainer.global_step > 0
 
 
 def test_progress_file_tells_steps_rollouts_and_metrics(tmp_path):
