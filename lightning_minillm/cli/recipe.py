@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -229,6 +232,7 @@ def _report(config: Config, stages: Mapping[str, Stage], console: Console) -> di
         "recipe": node["name"],
         "seed": config["seed"],
         "teacher_seed": config["teacher_seed"],
+        "settings": _settings(config),
         "sampling_seeds": node["evaluate"]["seeds"],
         "stages": {name: runs.read_json(stage.folder / "stage.json") for name, stage in stages.items()},
     }
@@ -240,7 +244,26 @@ def _report(config: Config, stages: Mapping[str, Stage], console: Console) -> di
     plots.plot_bars(results, folder / "bars.png")
     teacher = stages[node["teacher"]].title
     report.print_table(results, f"{node['name']}: test split, seed {config['seed']}", console, not_ranked=[teacher])
+    _report_seeds(config, teacher, console)
     return results
+
+
+def _report_seeds(config: Config, teacher: str, console: Console) -> None:
+    """Where other training seeds have ended beside this one, show all of them in one table."""
+    beside = sorted(folder for folder in Path(config["output_dir"]).parent.iterdir() if folder.is_dir())
+    results = report.over_training_seeds(beside, _settings(config))
+    runs_of_each = max(len(value["values"]) for summary in results.values() for value in summary.values())
+    if runs_of_each < 2:
+        return
+    title = f"{config['recipe']['name']}: test split, {runs_of_each} training seeds"
+    report.print_table(results, title, console, not_ranked=[teacher])
+    runs.write_text(Path(config["shared_dir"]) / "training_seeds.md", report.markdown_table(results))
+
+
+def _settings(config: Config) -> str:
+    """Return a digest of the recipe that is the same for every training seed."""
+    text = json.dumps([config["recipe"], config["teacher_seed"]]).replace(config["output_dir"], "")
+    return hashlib.sha256(re.sub(r'"seed=\d+"', "", text).encode()).hexdigest()[:16]
 
 
 def _curves(config: Config, stages: Mapping[str, Stage], metric: str) -> dict[str, plots.Curve]:

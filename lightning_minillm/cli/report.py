@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,25 @@ def write_results(folder: Path, results: Mapping[str, Summary], about: Mapping[s
         cells = [summary[name][part] if name in summary else "" for name in names for part in ("mean", "std")]
         writer.writerow([model, *cells])
     runs.write_text(folder / RESULTS_CSV, text.getvalue())
+
+
+def over_training_seeds(folders: Iterable[Path], settings: str) -> dict[str, Summary]:
+    """Gather the results of runs that differ in nothing but the training seed.
+
+    Args:
+        folders: run directories; those without ``results.json``, or of other settings, are passed over.
+        settings: what ``results.json`` has to hold under this name.
+
+    Returns:
+        By model, each metric's mean and deviation over training seeds; a seed's value is its mean over sampling seeds.
+    """
+    found = [runs.read_json(folder / RESULTS_JSON) for folder in folders]
+    models = [results["models"] for results in found if results and results.get("settings") == settings]
+    means = [
+        {name: {metric: value["mean"] for metric, value in summary.items()} for name, summary in run.items()}
+        for run in models
+    ]
+    return {name: summarise([run[name] for run in means]) for name in (means[0] if means else {})}
 
 
 def print_table(

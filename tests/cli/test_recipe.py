@@ -96,8 +96,13 @@ def test_only_what_a_change_concerns_runs_again(copied):
     assert objects["ran"] == ["generate"]
 
 
-def test_other_seed_shares_teacher_and_its_responses(copied):
-    _, objects = run(copied, "seed=1", "recipe.evaluate.models=[minillm]", f"output_dir={copied}/other")
+def test_other_seed_shares_teacher_and_its_responses(copied, capsys):
+    first = run(copied)[0]["MiniLLM"]["rougeL"]["mean"]
+    assert "training seeds" not in capsys.readouterr().out
+    results, objects = run(copied, "seed=1", f"output_dir={copied}/other")
+    assert "2 training seeds" in capsys.readouterr().out
+    both = (first + results["MiniLLM"]["rougeL"]["mean"]) / 2
+    assert f"| MiniLLM | {both:.2f}" in (copied / "shared/training_seeds.md").read_text()
     assert not {"teacher", "generate"} & set(objects["ran"])
     assert {"init", "sft", "kd", "seqkd", "minillm"} <= set(objects["ran"])
 

@@ -6,6 +6,7 @@ from rich.console import Console
 from lightning_minillm.cli.report import (
     format_value,
     markdown_table,
+    over_training_seeds,
     print_table,
     side_by_side,
     summarise,
@@ -38,6 +39,16 @@ def test_results_files(tmp_path):
     lines = (tmp_path / "results.csv").read_text().splitlines()
     assert lines[0] == "model,reverse_kl_mean,reverse_kl_std,rougeL_mean,rougeL_std"
     assert lines[1].startswith("teacher,,,81.0,1.41")
+
+
+def test_training_seeds_of_the_same_settings_are_put_together(tmp_path):
+    for name, settings, rouge in (("a", "x", 60.0), ("b", "x", 64.0), ("c", "y", 0.0)):
+        results = {"sft": summarise([{"rougeL": rouge - 1}, {"rougeL": rouge + 1}])}
+        write_results(tmp_path / name, results, {"settings": settings})
+    (tmp_path / "unfinished").mkdir()
+    together = over_training_seeds(sorted(tmp_path.iterdir()), "x")
+    assert together == {"sft": summarise([{"rougeL": 60.0}, {"rougeL": 64.0}])}
+    assert over_training_seeds([], "x") == {}
 
 
 def test_best_of_those_that_compete_is_bold():
