@@ -17,7 +17,7 @@ from lightning_minillm.cli import runs
 from lightning_minillm.cli.build import prepare_data
 from lightning_minillm.cli.config import Config, build, run_command, to_plain
 from lightning_minillm.data import EncodedInstructions
-from lightning_minillm.models import SplitCausalLM, load_causal_lm, load_tokenizer
+from lightning_minillm.models import SplitCausalLM, fuse_activations, load_causal_lm, load_tokenizer
 from lightning_minillm.rollout import MixtureSampler
 
 KEYS = (
@@ -55,6 +55,7 @@ def generate(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     runs.start_run(Path(config["output_dir"]), config)
     device = _device(config["device"])
     model = load_causal_lm(config["model"], dtype=config["dtype"], trust_remote_code=config["trust_remote_code"])
+    fuse_activations(model)
     sampler = MixtureSampler(
         SplitCausalLM(model.to(device)),
         None,

@@ -1,5 +1,6 @@
 """Students, teachers and tokenizers."""
 
+from lightning_minillm.models.activations import fuse_activations
 from lightning_minillm.models.dropout import disable_dropout
 from lightning_minillm.models.loading import (
     check_tokenizers,
@@ -16,6 +17,7 @@ __all__ = [
     "check_tokenizers",
     "disable_dropout",
     "freeze",
+    "fuse_activations",
     "init_causal_lm",
     "load_causal_lm",
     "load_tokenizer",

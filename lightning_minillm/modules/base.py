@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_minillm.functional.logprobs import TokenStates
 from lightning_minillm.losses import LanguageModelingLoss, ReverseKL, TokenLoss
-from lightning_minillm.models import SplitCausalLM, freeze, shared_vocabulary
+from lightning_minillm.models import SplitCausalLM, freeze, fuse_activations, shared_vocabulary
 from lightning_minillm.modules.evaluation import EvaluationMetrics
 from lightning_minillm.rollout import MixtureSampler, SamplingConfig
 from lightning_minillm.rollout.scoring import rollout_sequences
@@ -323,4 +323,6 @@ class CausalLMModule(LightningModule):
 
 
 def _make(source: ModelSource) -> PreTrainedModel:
-    return source if isinstance(source, PreTrainedModel) else source()
+    model = source if isinstance(source, PreTrainedModel) else source()
+    fuse_activations(model)
+    return model

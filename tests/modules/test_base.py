@@ -243,7 +243,8 @@ def test_an_exported_folder_loads_without_this_package(
     module.export(tmp_path / "student")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
     ids = make_prompts((6, 6)).input_ids
-    assert torch.equal(loaded(input_ids=ids).logits, module.student.eval()(input_ids=ids).logits)
+    torch.testing.assert_close(loaded.state_dict(), module.student.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(loaded(input_ids=ids).logits, module.student.eval()(input_ids=ids).logits)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "student")
     assert tokenizer("w3 w4")["input_ids"] == [3, 4]
     assert tokenizer.eos_token_id == tokenizer.pad_token_id == 0

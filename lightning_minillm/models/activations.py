@@ -1,0 +1,21 @@
+"""One kernel instead of seven for the activation of GPT-2's family."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers.activations import FastGELUActivation, GELUTanh, NewGELUActivation
+
+_TANH_GELU = (NewGELUActivation, FastGELUActivation)
+
+
+def fuse_activations(model: nn.Module) -> None:
+    """Compute the tanh approximation of GELU in one kernel, in place; equal up to rounding.
+
+    transformers writes ``gelu_new`` and ``gelu_fast`` as seven elementwise operations, each of which reads and writes
+    the widest tensor of a layer and keeps it for the backward pass. The modules hold no weights; the config, and so
+    what is exported, stays as it is.
+    """
+    for module in model.modules():
+        for name, child in module.named_children():
+            if type(child) in _TANH_GELU:
+                setattr(module, name, GELUTanh())
