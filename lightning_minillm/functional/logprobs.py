@@ -6,7 +6,7 @@ Legend: B rows, L tokens, N valid target tokens, H hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,21 +19,26 @@ class TokenStates:
     Attributes:
         hidden: ``[N, H]``, the state that predicts each target.
         project: maps ``[n, H]`` to logits ``[n, V]``; row by row independent.
+        parameters: all weights that ``project`` reads; ``None`` if unknown.
+        vocabulary: V; ``None`` if unknown.
     """
 
     hidden: Tensor
     project: Callable[[Tensor], Tensor]
+    parameters: tuple[Tensor, ...] | None = None
+    vocabulary: int | None = None
 
     def __len__(self) -> int:
         return self.hidden.shape[0]
 
     def detach(self) -> TokenStates:
         """Return the states cut off from the graph that made them."""
-        return TokenStates(self.hidden.detach(), self.project)
+        return replace(self, hidden=self.hidden.detach())
 
     def logits(self, start: int = 0, stop: int | None = None, temperature: float = 1.0) -> Tensor:
         """Project the states ``start:stop`` to float32 logits ``[n, V]`` divided by ``temperature``."""
-        return self.project(self.hidden[start:stop]).float() / temperature
+        logits = self.project(self.hidden[start:stop]).float()
+        return logits if temperature == 1 else logits / temperature
 
 
 def select_targets(hidden: Tensor, input_ids: Tensor, target_mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from lightning_minillm.functional.logprobs import TokenStates, chunk_bounds
+from lightning_minillm.functional.logprobs import TokenStates
+from lightning_minillm.losses.chunking import ChunkSize, check_chunk_size, sum_over_chunks, tokens_per_chunk
 from lightning_minillm.types import LossOutput, TokenSignals, TokenValues
 
-DEFAULT_CHUNK_SIZE = 1024
+DEFAULT_CHUNK_SIZE: ChunkSize = "auto"
 
 
 class TokenLoss(nn.Module, ABC):
@@ -28,9 +29,10 @@ class TokenLoss(nn.Module, ABC):
     Subclasses implement :meth:`token_values` and set the class attributes.
 
     Args:
-        chunk_size: target tokens whose logits exist at the same time, at least 1; ``None`` projects all at once. With
-            more than one chunk, logits are computed again in the backward pass, so that peak memory does not grow
-            with tokens x vocabulary.
+        chunk_size: target tokens whose logits exist at the same time, at least 1; ``"auto"`` chooses by vocabulary and
+            device; ``None`` projects all at once. In chunks, gradients are taken chunk by chunk as the loss is
+            computed (or, where the weights of a projection are unknown or sharded, logits are computed again in the
+            backward pass), so that peak memory does not grow with tokens x vocabulary.
     """
 
     needs_teacher: ClassVar[bool] = True
@@ -40,11 +42,9 @@ class TokenLoss(nn.Module, ABC):
     token_inputs: tuple[str, ...] = ()
     """Names of the per-token inputs that the loss reads."""
 
-    def __init__(self, chunk_size: int | None = DEFAULT_CHUNK_SIZE) -> None:
+    def __init__(self, chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE) -> None:
         super().__init__()
-        if chunk_size is not None and chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1, or null for no chunks; got {chunk_size}")
-        self.chunk_size = chunk_size
+        self.chunk_size = check_chunk_size(chunk_size)
 
     @abstractmethod
     def token_values(self, signals: TokenSignals) -> TokenValues:
@@ -83,15 +83,20 @@ class TokenLoss(nn.Module, ABC):
         """
         inputs = self._checked_inputs(student, teacher, inputs or {})
         normalizer = float(len(student)) if normalizer is None else normalizer
-        num_chunks = len(list(chunk_bounds(len(student), self.chunk_size)))
-        recompute = num_chunks > 1 and torch.is_grad_enabled()
-        loss = student.hidden.new_zeros((), dtype=torch.float32)
-        parts: dict[str, Tensor] = {}
-        for start, stop in chunk_bounds(len(student), self.chunk_size):
-            sums = self._chunk_sums(student, target_ids, teacher, inputs, temperature, start, stop, recompute)
-            loss = loss + sums.pop("loss")
-            parts = {name: parts.get(name, 0) + value for name, value in sums.items()}
-        return LossOutput(loss / normalizer, {name: value / normalizer for name, value in parts.items()})
+        parameters = student.parameters
+        if parameters is not None and not any(value.requires_grad for value in inputs.values()):
+            parameters = (*parameters, *self.parameters())
+        else:
+            parameters = None
+
+        def compute(hidden: Tensor, start: int, stop: int) -> dict[str, Tensor]:
+            return self._chunk_sums(
+                replace(student, hidden=hidden), target_ids, teacher, inputs, temperature, start, stop
+            )
+
+        sums = sum_over_chunks(compute, student.hidden, parameters, tokens_per_chunk(self.chunk_size, student))
+        loss = sums.pop("loss")
+        return LossOutput(loss / normalizer, {name: value / normalizer for name, value in sums.items()})
 
     def _checked_inputs(
         self, student: TokenStates, teacher: TokenStates | None, inputs: Mapping[str, Tensor]
@@ -117,25 +122,16 @@ class TokenLoss(nn.Module, ABC):
         temperature: float,
         start: int,
         stop: int,
-        recompute: bool,
     ) -> dict[str, Tensor]:
-        def compute(student_hidden: Tensor) -> dict[str, Tensor]:
-            student_logits = TokenStates(student_hidden, student.project).logits(temperature=temperature)
-            teacher_logits = None
-            if teacher is not None and self.reads_teacher:
-                with torch.no_grad():
-                    teacher_logits = teacher.logits(start, stop, temperature)
-                shared = min(student_logits.shape[-1], teacher_logits.shape[-1])
-                student_logits, teacher_logits = student_logits[:, :shared], teacher_logits[:, :shared]
-            chunk_inputs = {key: value[start:stop] for key, value in inputs.items()}
-            values = self.token_values(
-                TokenSignals(student_logits, target_ids[start:stop], teacher_logits, chunk_inputs)
-            )
-            sums = {name: value.detach().float().sum() for name, value in values.parts.items()}
-            return {**sums, "loss": values.loss.float().sum()}
-
-        hidden = student.hidden[start:stop]
-        if not recompute:
-            return compute(hidden)
-        sums: dict[str, Tensor] = checkpoint(compute, hidden, use_reentrant=False, preserve_rng_state=False)
-        return sums
+        """Sum the values of the tokens ``start:stop``; ``student`` holds these alone."""
+        student_logits = student.logits(temperature=temperature)
+        teacher_logits = None
+        if teacher is not None and self.reads_teacher:
+            with torch.no_grad():
+                teacher_logits = teacher.logits(start, stop, temperature)
+            shared = min(student_logits.shape[-1], teacher_logits.shape[-1])
+            student_logits, teacher_logits = student_logits[:, :shared], teacher_logits[:, :shared]
+        chunk_inputs = {key: value[start:stop] for key, value in inputs.items()}
+        values = self.token_values(TokenSignals(student_logits, target_ids[start:stop], teacher_logits, chunk_inputs))
+        sums = {name: value.detach().float().sum() for name, value in values.parts.items()}
+        return {**sums, "loss": values.loss.float().sum()}

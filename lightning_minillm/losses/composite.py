@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_minillm.losses.base import DEFAULT_CHUNK_SIZE, TokenLoss
+from lightning_minillm.losses.chunking import ChunkSize
 from lightning_minillm.losses.divergences import TeacherCrossEntropy
 from lightning_minillm.losses.language_modeling import LanguageModelingLoss
 from lightning_minillm.types import TokenSignals, TokenValues
@@ -29,7 +30,7 @@ class WeightedLoss(TokenLoss):
         self,
         losses: Mapping[str, TokenLoss],
         weights: Mapping[str, float],
-        chunk_size: int | None = DEFAULT_CHUNK_SIZE,
+        chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE,
     ) -> None:
         super().__init__(chunk_size)
         if set(losses) != set(weights):
@@ -83,7 +84,7 @@ class KDLoss(WeightedLoss):
         self,
         kd_ratio: float = 0.5,
         divergence: TokenLoss | None = None,
-        chunk_size: int | None = DEFAULT_CHUNK_SIZE,
+        chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE,
     ) -> None:
         if not 0 <= kd_ratio <= 1:
             raise ValueError(f"kd_ratio must lie in [0, 1], got {kd_ratio}")

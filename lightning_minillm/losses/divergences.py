@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_minillm.functional import divergences
 from lightning_minillm.losses.base import DEFAULT_CHUNK_SIZE, TokenLoss
+from lightning_minillm.losses.chunking import ChunkSize
 from lightning_minillm.types import TokenSignals, TokenValues
 
 
@@ -51,7 +52,7 @@ class GeneralizedJSD(TokenLoss):
 
     is_divergence: ClassVar[bool] = True
 
-    def __init__(self, beta: float = 0.5, chunk_size: int | None = DEFAULT_CHUNK_SIZE) -> None:
+    def __init__(self, beta: float = 0.5, chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE) -> None:
         super().__init__(chunk_size)
         if not 0 < beta < 1:
             raise ValueError(f"beta must lie inside (0, 1), got {beta}; use ForwardKL or ReverseKL at the ends")

@@ -15,6 +15,7 @@ from lightning_minillm.functional.kl_estimators import k3
 from lightning_minillm.functional.policy_gradient import clipped_surrogate
 from lightning_minillm.functional.returns import ReturnStart, Whitening, discounted_returns, token_rewards
 from lightning_minillm.losses.base import DEFAULT_CHUNK_SIZE, TokenLoss
+from lightning_minillm.losses.chunking import ChunkSize
 from lightning_minillm.types import RolloutBatch, TokenSignals, TokenValues
 
 
@@ -57,7 +58,7 @@ class MiniLLMLoss(TokenLoss):
         single_step: bool = True,
         weight_single_step: bool = False,
         pg_coef: float = 1.0,
-        chunk_size: int | None = DEFAULT_CHUNK_SIZE,
+        chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE,
     ) -> None:
         super().__init__(chunk_size)
         if clip_range <= 0:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from lightning_minillm.functional.logprobs import TokenStates, select_targets
@@ -117,7 +118,22 @@ class SplitCausalLM:
         """
         hidden, _ = self.hidden(input_ids, attention_mask)
         selected, target_ids = select_targets(hidden, input_ids, target_mask)
-        return TokenStates(selected, self.project), target_ids
+        return self.states(selected), target_ids
+
+    def states(self, hidden: Tensor) -> TokenStates:
+        """Return hidden states ``[N, H]`` of N target tokens together with this model's projection."""
+        return TokenStates(hidden, self.project, self._head_parameters(), self._num_logits())
+
+    def _head_parameters(self) -> tuple[Tensor, ...] | None:
+        """The weights behind :meth:`project`; unknown where they are sharded, since only the model may gather them."""
+        if not self.is_split:
+            return ()
+        parameters = tuple(self._head.parameters())
+        return None if any(isinstance(parameter, DTensor) for parameter in parameters) else parameters
+
+    def _num_logits(self) -> int:
+        rows: int = self._head.weight.shape[0]
+        return rows if self.vocabulary is None else min(rows, self.vocabulary)
 
     @torch.no_grad()
     def _agrees(self) -> bool:

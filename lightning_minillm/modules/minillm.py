@@ -267,5 +267,5 @@ class MiniLLMModule(CausalLMModule):
         """Return the teacher's states of the response tokens: kept from sampling, or made again."""
         assert self.teacher_split is not None
         if rollouts.teacher_hidden is not None:
-            return TokenStates(rollouts.teacher_hidden[rollouts.response_mask], self.teacher_split.project)
+            return self.teacher_split.states(rollouts.teacher_hidden[rollouts.response_mask])
         return response_states(self.teacher_split, rollouts)
