@@ -56,14 +56,16 @@ class SplitCausalLM:
         return weight.shape[1] if self.is_split else weight.shape[0]
 
     def hidden(
-        self, input_ids: Tensor, attention_mask: Tensor, *, positions: Tensor | None = None, cache: Any = None
+        self, input_ids: Tensor, attention_mask: Tensor | None, *, positions: Tensor | None = None, cache: Any = None
     ) -> tuple[Tensor, Any]:
         """Run the body.
 
         Args:
             input_ids: ``[B, L]`` int64.
-            attention_mask: ``[B, S]`` bool, over the cached tokens and ``input_ids``.
+            attention_mask: ``[B, S]`` bool, over the cached tokens and ``input_ids``; ``None`` where all count, or
+                where padding is on the right alone, so that no token that counts can see it.
             positions: ``[B, L]`` int64; counted from the mask when ``None``, so that left padding does not matter.
+                Without either, they are the model's own.
             cache: a transformers cache to read and extend; ``None`` for none.
 
         Returns:
@@ -72,14 +74,14 @@ class SplitCausalLM:
         Raises:
             RuntimeError: a cache was given and none came back (gradient checkpointing in train mode switches it off).
         """
-        if positions is None:
+        if positions is None and attention_mask is not None:
             positions = position_ids(attention_mask)[:, -input_ids.shape[1] :]
         kwargs: dict[str, Any] = {"position_ids": positions} if self._takes_positions else {}
         runner = self._body if self.is_split else self.model
         assert runner is not None
         output = runner(
             input_ids=input_ids,
-            attention_mask=attention_mask.long(),
+            attention_mask=None if attention_mask is None else attention_mask.long(),
             past_key_values=cache,
             use_cache=cache is not None,
             return_dict=True,

@@ -11,20 +11,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from lightning_minillm.functional.masking import lengths_to_mask, position_ids
+from lightning_minillm.functional.masking import lengths_to_mask
 from lightning_minillm.functional.sampling import filter_logprobs, mixture_logprobs, sample_with_noise
 from lightning_minillm.models.split import SplitCausalLM
+from lightning_minillm.rollout.batching import select_prompts
+from lightning_minillm.rollout.cache import rows_to_keep
 from lightning_minillm.rollout.config import SamplingConfig
+from lightning_minillm.rollout.decoder import Decoder
 from lightning_minillm.types import PromptBatch, RolloutBatch
 
-_COMPACT_BELOW = 0.75
+_COMPACT_BELOW = 0.95
 
 
 def token_noise(seed: int, phase: int, indices: Tensor, width: int) -> Tensor:
@@ -44,38 +45,6 @@ def token_noise(seed: int, phase: int, indices: Tensor, width: int) -> Tensor:
         for index in indices.tolist()
     ]
     return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, width, dtype=torch.float64)
-
-
-class _Decoder:
-    """One model's running state: cache, attention mask, and the hidden state that predicts the next token."""
-
-    def __init__(self, model: SplitCausalLM, prompts: PromptBatch) -> None:
-        self._model = model
-        self._mask = prompts.attention_mask.bool()
-        self._positions = self._mask.sum(-1, keepdim=True)
-        self._cache: Any = DynamicCache(config=model.model.config)
-        hidden, self._cache = model.hidden(
-            prompts.input_ids, self._mask, positions=position_ids(self._mask), cache=self._cache
-        )
-        self.state = hidden[:, -1]
-
-    def logits(self, vocabulary: int) -> Tensor:
-        """Project the current state: ``[A, vocabulary]`` float32."""
-        return self._model.project(self.state)[:, :vocabulary].float()
-
-    def advance(self, token_ids: Tensor) -> None:
-        """Feed the sampled tokens ``[A]``."""
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(token_ids), 1)], dim=1)
-        hidden, self._cache = self._model.hidden(
-            token_ids[:, None], self._mask, positions=self._positions, cache=self._cache
-        )
-        self._positions = self._positions + 1
-        self.state = hidden[:, -1]
-
-    def keep(self, rows: Tensor) -> None:
-        """Drop all rows but ``rows`` ``[A']``."""
-        self._mask, self._positions, self.state = self._mask[rows], self._positions[rows], self.state[rows]
-        self._cache.batch_select_indices(rows)
 
 
 @dataclass
@@ -185,13 +154,18 @@ class MixtureSampler:
                 )
 
     def _decode(self, prompts: PromptBatch, noise: Tensor) -> _Record:
-        student = _Decoder(self.student, prompts)
-        teacher = _Decoder(self.teacher, prompts) if self.teacher is not None else None
-        record = self._empty_record(prompts, teacher)
         device = prompts.input_ids.device
+        rows = prompts.attention_mask.sum(-1).argsort(stable=True, descending=True)  # like lengths are read together
+        ordered = select_prompts(prompts, rows)
+        lengths = ordered.attention_mask.sum(-1).tolist()
+        student, teacher = (
+            None if model is None else Decoder(model, ordered, lengths, self.config.max_new_tokens)
+            for model in (self.student, self.teacher)
+        )
+        assert student is not None
+        record = self._empty_record(prompts, teacher)
         noise = noise.to(device, torch.float64 if device.type == "cpu" else torch.float32)
         eos = torch.tensor(self.eos_token_ids, device=device)
-        rows = torch.arange(len(noise), device=device)
         running = torch.ones(len(noise), dtype=torch.bool, device=device)
         for t in range(self.config.max_new_tokens):
             tokens = self._draw(student, teacher, noise[rows, t], t, record, rows, running)
@@ -201,7 +175,7 @@ class MixtureSampler:
             if count == 0 or t + 1 == self.config.max_new_tokens:
                 break
             if count <= _COMPACT_BELOW * len(rows):
-                kept = running.nonzero().squeeze(-1)
+                kept = rows_to_keep(running)
                 rows, tokens, running = rows[kept], tokens[kept], running[kept]
                 for decoder in filter(None, (student, teacher)):
                     decoder.keep(kept)
@@ -212,8 +186,8 @@ class MixtureSampler:
 
     def _draw(
         self,
-        student: _Decoder,
-        teacher: _Decoder | None,
+        student: Decoder,
+        teacher: Decoder | None,
         noise: Tensor,
         t: int,
         record: _Record,
@@ -224,11 +198,11 @@ class MixtureSampler:
         config = self.config
         temperature = config.temperature or 1.0
         student_logits = student.logits(self.vocabulary)
-        log_q = (student_logits / temperature).log_softmax(-1)
+        log_q = (student_logits if temperature == 1 else student_logits / temperature).log_softmax(-1)
         log_p = teacher_logits = None
         if teacher is not None:
             teacher_logits = teacher.logits(self.vocabulary)
-            log_p = (teacher_logits / temperature).log_softmax(-1)
+            log_p = (teacher_logits if temperature == 1 else teacher_logits / temperature).log_softmax(-1)
         log_mu = self._mixture(log_q, log_p, forbid_eos=t < config.min_new_tokens)
         tokens = log_mu.argmax(-1) if config.temperature == 0 else sample_with_noise(log_mu, noise)
 
@@ -266,7 +240,7 @@ class MixtureSampler:
         log_p = filter_logprobs(log_p, self.config.top_k, self.config.top_p)
         return mixture_logprobs(log_q, log_p, self.config.teacher_mix_alpha)
 
-    def _empty_record(self, prompts: PromptBatch, teacher: _Decoder | None) -> _Record:
+    def _empty_record(self, prompts: PromptBatch, teacher: Decoder | None) -> _Record:
         shape = (len(prompts.indices), self.config.max_new_tokens)
         device = prompts.input_ids.device
 

@@ -1,0 +1,133 @@
+"""A key-value cache for sampling: written in place, filled in groups of prompts, and emptied of finished rows.
+
+Rows are aligned on the right: the last token of every prompt stands in slot P - 1, and all rows grow together.
+
+Legend: B rows, A rows still running, P prompt slots, S slots, D head size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+
+_BLOCK = 64  # slots by which a full layer grows
+
+
+class _InPlaceLayer(CacheLayerMixin):
+    """Keys and values ``[B, heads, S, D]`` of one attention layer; the first A rows and ``length`` slots are in use."""
+
+    def __init__(self, cache: InPlaceCache, sliding_window: int | None) -> None:
+        super().__init__()
+        self._cache = cache
+        self.sliding_window = sliding_window
+        self.is_sliding = sliding_window is not None
+        self.length = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        cache = self._cache
+        shape = (cache.num_rows, key_states.shape[1], cache.capacity)
+        self.keys = key_states.new_empty(*shape, key_states.shape[-1])
+        self.values = value_states.new_empty(*shape, value_states.shape[-1])
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        group, width = self._cache.prefill_rows, self._cache.prompt_width
+        if group is not None:
+            start = width - key_states.shape[-2]
+            for store, states in ((self.keys, key_states), (self.values, value_states)):
+                store[group, :, :start] = 0  # masked, but what is not a number would still spread
+                store[group, :, start:width] = states
+            return key_states, value_states
+        start, self.length = self.length, self.length + key_states.shape[-2]
+        self._reserve(self.length)
+        count = self._cache.num_rows
+        self.keys[:count, :, start : self.length] = key_states
+        self.values[:count, :, start : self.length] = value_states
+        first = 0 if self.sliding_window is None else max(0, start - self.sliding_window + 1)
+        return self.keys[:count, :, first : self.length], self.values[:count, :, first : self.length]
+
+    def _reserve(self, length: int) -> None:
+        if length <= self.keys.shape[-2]:
+            return
+        count = self._cache.num_rows
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = old.new_empty(count, old.shape[1], max(length, old.shape[2] + _BLOCK), old.shape[3])
+            new[:, :, : old.shape[2]] = old[:count]
+            setattr(self, name, new)
+
+    def move(self, targets: Tensor, sources: Tensor) -> None:
+        for store in (self.keys, self.values):
+            store[targets, :, : self.length] = store[sources, :, : self.length]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        length = self.get_seq_length()
+        first = 0 if self.sliding_window is None else max(0, length - self.sliding_window + 1)
+        return length - first + query_length, first
+
+    def get_seq_length(self) -> int:
+        return 0 if self._cache.prefill_rows is not None else self.length
+
+    def get_max_length(self) -> int:
+        return -1 if self.sliding_window is None else self.sliding_window
+
+
+class InPlaceCache(Cache):
+    """A transformers cache of attention layers, full or with a sliding window.
+
+    Args:
+        layers: one entry a layer: its sliding window, or ``None`` for full attention.
+        num_rows: B.
+        prompt_width: P.
+        new_tokens: slots to reserve at first for what is sampled; more are added when they are full.
+    """
+
+    def __init__(self, layers: list[int | None], num_rows: int, prompt_width: int, new_tokens: int) -> None:
+        self.num_rows = num_rows
+        self.prompt_width = prompt_width
+        self.capacity = prompt_width + min(new_tokens, _BLOCK)
+        self.prefill_rows: slice | None = None
+        """Rows whose prompts are being read; they attend to nothing but themselves."""
+        super().__init__(layers=[_InPlaceLayer(self, window) for window in layers])
+
+    def finish_prefill(self) -> None:
+        """Go over from prompts to sampled tokens."""
+        self.prefill_rows = None
+        for layer in self.layers:
+            layer.length = self.prompt_width
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep only the rows ``indices`` ``[A]``; see :func:`rows_to_keep` for an order that moves few."""
+        self.num_rows = len(indices)
+        targets = (indices != torch.arange(len(indices), device=indices.device)).nonzero().squeeze(-1)
+        for layer in self.layers:
+            layer.move(targets, indices[targets])
+
+
+def make_cache(config: Any, num_rows: int, prompt_width: int, new_tokens: int) -> Cache:
+    """Return an :class:`InPlaceCache`, or transformers' own where a model has layers of another kind."""
+    plain = DynamicCache(config=config)
+    kinds = {type(layer) for layer in plain.layers}
+    if not kinds or not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
+        return plain
+    windows = [getattr(layer, "sliding_window", None) for layer in plain.layers]
+    return InPlaceCache(windows, num_rows, prompt_width, new_tokens)
+
+
+def rows_to_keep(running: Tensor) -> Tensor:
+    """Return the rows that are still running ``[A]``, ordered so that few change their place.
+
+    Example:
+        >>> rows_to_keep(torch.tensor([True, False, True, False, True])).tolist()
+        [0, 4, 2]
+    """
+    count = int(running.sum())
+    rows = torch.arange(count, device=running.device)
+    rows[~running[:count]] = running[count:].nonzero().squeeze(-1) + count
+    return rows

@@ -1,0 +1,92 @@
+import pytest
+import torch
+from transformers import DynamicCache
+
+from lightning_minillm.models import SplitCausalLM
+from lightning_minillm.rollout import cache as cache_file
+from lightning_minillm.rollout import decoder as decoder_file
+from lightning_minillm.rollout.cache import InPlaceCache, make_cache, rows_to_keep
+from lightning_minillm.rollout.decoder import Decoder, prompt_groups
+
+LENGTHS = [9, 9, 7, 6, 6, 3, 2, 1]
+
+
+def states(model, prompts, drops, lengths=LENGTHS):
+    """The states of twelve steps; ``drops[step]`` are the rows (of those left) that leave the batch after it."""
+    decoder = Decoder(SplitCausalLM(model), prompts, lengths, max_new_tokens=12)
+    rows, seen = torch.arange(len(lengths)), []
+    for step in range(12):
+        seen.append({int(row): state for row, state in zip(rows, decoder.state, strict=True)})
+        running = torch.ones(len(rows), dtype=torch.bool)
+        running[drops.get(step, [])] = False
+        kept = rows_to_keep(running)
+        if len(kept) < len(rows):
+            decoder.keep(kept)
+            rows = rows[kept]
+        decoder.advance((rows + step) % 36 + 1)
+    return decoder, seen
+
+
+@pytest.mark.parametrize("drops", [{}, {0: [0], 3: [1, 6], 4: [0, 1, 2]}], ids=["all", "some leave"])
+def test_states_are_those_of_the_dynamic_cache(family, drops, make_model, make_prompts, monkeypatch):
+    """Prompts read in groups, growth by blocks, rows that move: six families, sliding windows among them."""
+    model, prompts = make_model(family, seed=1), make_prompts(LENGTHS)
+    with torch.no_grad():
+        monkeypatch.setattr(decoder_file, "make_cache", lambda config, *sizes: DynamicCache(config=config))
+        plain, expected = states(model, prompts, drops)
+        monkeypatch.undo()
+        monkeypatch.setattr(cache_file, "_BLOCK", 3)
+        monkeypatch.setitem(decoder_file._GROUP_TOKENS, "cpu", 10)
+        ours, given = states(model, prompts, drops)
+    assert isinstance(plain._cache, DynamicCache)
+    assert isinstance(ours._cache, InPlaceCache)
+    assert len(prompt_groups(LENGTHS, "cpu")) == 3
+    for ours_now, plain_now in zip(given, expected, strict=True):
+        assert ours_now.keys() == plain_now.keys()
+        for row, state in ours_now.items():
+            torch.testing.assert_close(state, plain_now[row], rtol=1e-4, atol=1e-4)
+
+
+def test_prompts_of_one_length_need_no_mask(family, make_model, make_prompts):
+    model = make_model(family, seed=1)
+    with torch.no_grad():
+        decoder, given = states(model, make_prompts([6] * 4), {2: [1]}, [6] * 4)
+        _, expected = states(model, make_prompts([6] * 4 + [3]), {0: [4], 2: [1]}, [6] * 4 + [3])
+    assert decoder._mask is None
+    for ours, padded in zip(given[1:], expected[1:], strict=True):
+        for row, state in ours.items():
+            torch.testing.assert_close(state, padded[row], rtol=1e-4, atol=1e-4)
+
+
+def test_layers_of_another_kind_get_the_models_own_cache(make_model):
+    model = make_model(
+        "mamba", seed=1, hidden_size=16, state_size=4, num_hidden_layers=2, intermediate_size=32, expand=2
+    )
+    assert not isinstance(make_cache(model.config, 2, 3, 4), InPlaceCache)
+
+
+def test_nothing_is_copied_while_a_block_has_room(make_model, make_prompts):
+    with torch.no_grad():
+        decoder = Decoder(SplitCausalLM(make_model("gpt2")), make_prompts(LENGTHS), LENGTHS, max_new_tokens=12)
+        stores = [layer.keys.data_ptr() for layer in decoder._cache.layers]
+        for _ in range(11):
+            decoder.advance(torch.ones(len(LENGTHS), dtype=torch.int64))
+    assert [layer.keys.data_ptr() for layer in decoder._cache.layers] == stores
+
+
+@pytest.mark.parametrize("running", ["11111", "00001", "01010", "10000", "11110", "0111001"])
+def test_rows_to_keep_moves_no_more_rows_than_left(running):
+    mask = torch.tensor([int(c) for c in running], dtype=torch.bool)
+    rows = rows_to_keep(mask)
+    assert sorted(rows.tolist()) == mask.nonzero().squeeze(-1).tolist()
+    assert (rows != torch.arange(len(rows))).sum() <= (~mask).sum()
+
+
+def test_prompt_groups_cover_all_rows_and_waste_little():
+    lengths = sorted(torch.randint(16, 65, (64,), generator=torch.Generator().manual_seed(0)).tolist(), reverse=True)
+    groups = prompt_groups(lengths, "cpu")
+    assert [row for group in groups for row in range(64)[group]] == list(range(64))
+    padded = sum(lengths[group.start] * (group.stop - group.start) for group in groups)
+    assert padded < 1.15 * sum(lengths)
+    assert 1 < len(groups) < 8
+    assert prompt_groups(lengths, "cuda") == [slice(0, 64)]
