@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,8 +18,25 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from lightning_minillm.functional.grouping import left_aligned, length_groups
 from lightning_minillm.functional.logprobs import TokenStates, select_targets
 from lightning_minillm.functional.masking import position_ids
+
+_PASS_TOKENS_ON_CPU = 512
+_PASS_TOKENS = 8192
+
+
+def tokens_of_a_pass(device: torch.device) -> int:
+    """Return how many tokens make a forward pass worth its while: fewer take hardly less time."""
+    return _PASS_TOKENS_ON_CPU if device.type == "cpu" else _PASS_TOKENS
+
+
+def _is_sharded(parameters: Iterable[Tensor]) -> bool:
+    """Whether weights lie on several ranks: FSDP's two versions and DeepSpeed's third stage."""
+    return any(
+        isinstance(parameter, DTensor) or getattr(parameter, "_fsdp_flattened", False) or hasattr(parameter, "ds_id")
+        for parameter in parameters
+    )
 
 
 class SplitCausalLM:
@@ -115,12 +133,33 @@ class SplitCausalLM:
 
         Args:
             input_ids: ``[B, L]`` int64, padded on either side.
-            attention_mask: ``[B, L]`` bool.
+            attention_mask: ``[B, L]`` bool. Rows are moved to the left and grouped by length before they are read.
             target_mask: ``[B, L]`` bool, unshifted (see :class:`~lightning_minillm.types.TokenBatch`).
         """
-        hidden, _ = self.hidden(input_ids, attention_mask)
-        selected, target_ids = select_targets(hidden, input_ids, target_mask)
-        return self.states(selected), target_ids
+        counted = attention_mask.bool() | target_mask
+        order = left_aligned(counted)
+        ids, targets = input_ids.gather(1, order), target_mask.gather(1, order)
+        lengths = counted.sum(-1)
+        if ids.device.type != "cpu" or _is_sharded(self.model.parameters()):
+            # ranks that gather shards must make the same number of passes
+            return self.states(self._selected(ids, targets)), ids[targets]
+        by_length = lengths.argsort(descending=True, stable=True)
+        falling = lengths[by_length].tolist()
+        groups = length_groups(falling, tokens_of_a_pass(ids.device))
+        if len(groups) == 1:
+            return self.states(self._selected(ids, targets)), ids[targets]
+        numbers = targets.flatten().cumsum(0).view_as(targets) - 1
+        selected, places = [], []
+        for group in groups:
+            rows, width = by_length[group], falling[group.start]
+            selected.append(self._selected(ids[rows, :width], targets[rows, :width]))
+            places.append(numbers[rows][targets[rows]])
+        return self.states(torch.cat(selected)[torch.cat(places).argsort()]), ids[targets]
+
+    def _selected(self, input_ids: Tensor, target_mask: Tensor) -> Tensor:
+        """Run the body over rows that are padded on the right: no token that counts sees what is behind it."""
+        hidden, _ = self.hidden(input_ids, None)
+        return select_targets(hidden, input_ids, target_mask)[0]
 
     def states(self, hidden: Tensor) -> TokenStates:
         """Return hidden states ``[N, H]`` of N target tokens together with this model's projection."""
@@ -131,7 +170,7 @@ class SplitCausalLM:
         if not self.is_split:
             return ()
         parameters = tuple(self._head.parameters())
-        return None if any(isinstance(parameter, DTensor) for parameter in parameters) else parameters
+        return None if _is_sharded(parameters) else parameters
 
     def _num_logits(self) -> int:
         rows: int = self._head.weight.shape[0]

@@ -10,40 +10,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_minillm.functional.grouping import length_groups
 from lightning_minillm.functional.masking import position_ids
-from lightning_minillm.models.split import SplitCausalLM
+from lightning_minillm.models.sharding import is_sharded
+from lightning_minillm.models.split import SplitCausalLM, tokens_of_a_pass
 from lightning_minillm.rollout.cache import InPlaceCache, make_cache
 from lightning_minillm.types import PromptBatch
-
-_GROUP_TOKENS = {"cpu": 512}  # fewer tokens than that together are no faster than alone
-_GROUP_TOKENS_ELSEWHERE = 8192
-_WASTE = 0.1  # share of a group that may be padding
-
-
-def prompt_groups(lengths: Sequence[int], device_type: str) -> list[slice]:
-    """Split prompts into runs of like length that are read together.
-
-    Args:
-        lengths: tokens of each prompt, falling.
-        device_type: ``"cpu"``, ``"cuda"``, ...: decides how many tokens a group should have.
-
-    Returns:
-        Consecutive row slices.
-
-    Example:
-        >>> prompt_groups([600, 590, 300], "cpu")
-        [slice(0, 2, None), slice(2, 3, None)]
-    """
-    enough = _GROUP_TOKENS.get(device_type, _GROUP_TOKENS_ELSEWHERE)
-    groups, start, tokens = [], 0, 0
-    for row, length in enumerate(lengths):
-        padded = lengths[start] * (row - start)
-        with_row = lengths[start] * (row + 1 - start)
-        if padded >= enough and tokens + length < (1 - _WASTE) * with_row:
-            groups.append(slice(start, row))
-            start, tokens = row, 0
-        tokens += length
-    return [*groups, slice(start, len(lengths))]
 
 
 class Decoder:
@@ -66,7 +38,9 @@ class Decoder:
         self.state: Tensor
         """``[A, H]``."""
         if isinstance(self._cache, InPlaceCache):
-            groups = prompt_groups(lengths, mask.device.type)
+            groups = [slice(0, num_rows)]
+            if not is_sharded(model.model):  # ranks that gather shards must make the same number of passes
+                groups = length_groups(lengths, tokens_of_a_pass(mask.device))
             self.state = torch.cat([self._read(prompts, self._cache, group, lengths) for group in groups])
             self._cache.finish_prefill()
         else:

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from lightning_minillm.models import SplitCausalLM
+from lightning_minillm.models import split as split_file
 
 SMALL = {
     "hidden_size": 16,
@@ -137,3 +138,34 @@ def test_a_vocabulary_cuts_the_logits_to_the_leading_ids(split_head, make_model,
         expected, _ = SplitCausalLM(model).hidden(prompts.input_ids, prompts.attention_mask)
     assert split.project(hidden).shape == (2, 6, 30)
     torch.testing.assert_close(split.project(hidden), SplitCausalLM(model).project(expected)[..., :30])
+
+
+@pytest.mark.parametrize("tokens_together", [1, 12, 10_000])
+@pytest.mark.parametrize("side", ["left", "right", "both"])
+def test_token_states_are_those_of_rows_alone(family, side, tokens_together, make_model, monkeypatch):
+    """Whichever side is padded and however rows are grouped; targets stay in row-major order, gradients too."""
+    monkeypatch.setattr(split_file, "tokens_of_a_pass", lambda device: tokens_together)
+    split = SplitCausalLM(make_model(family, seed=1))
+    generator = torch.Generator().manual_seed(0)
+    lengths, width = (3, 9, 2, 6, 9, 4), 12
+    ids, mask = torch.randint(1, 37, (6, width), generator=generator), torch.zeros(6, width, dtype=torch.bool)
+    for row, length in enumerate(lengths):
+        start = {"left": width - length, "right": 0, "both": (width - length) // 2}[side]
+        mask[row, start : start + length] = True
+    targets = mask & (mask.cumsum(-1) > 1) & (torch.rand(6, width, generator=generator) < 0.7)
+    states, target_ids = split.token_states(ids, mask, targets)
+    expected, expected_ids = [], []
+    for row in range(6):
+        row_ids, row_targets = ids[row][mask[row]], targets[row][mask[row]]
+        hidden, _ = split.hidden(row_ids[None], None)
+        expected.append(hidden[0, :-1][row_targets[1:]])
+        expected_ids.append(row_ids[row_targets])
+    torch.testing.assert_close(states.hidden, torch.cat(expected), rtol=1e-4, atol=1e-4)
+    assert torch.equal(target_ids, torch.cat(expected_ids))
+    weights = torch.randn(states.hidden.shape, generator=generator)
+    parameters = list(split.model.base_model.parameters())
+    given = torch.autograd.grad((weights * states.hidden).sum(), parameters, allow_unused=True)
+    alone = torch.autograd.grad((weights * torch.cat(expected)).sum(), parameters, allow_unused=True)
+    for ours, theirs in zip(given, alone, strict=True):
+        if theirs is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)

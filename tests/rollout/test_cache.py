@@ -2,11 +2,12 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from lightning_minillm.functional.grouping import length_groups
 from lightning_minillm.models import SplitCausalLM
 from lightning_minillm.rollout import cache as cache_file
 from lightning_minillm.rollout import decoder as decoder_file
 from lightning_minillm.rollout.cache import InPlaceCache, make_cache, rows_to_keep
-from lightning_minillm.rollout.decoder import Decoder, prompt_groups
+from lightning_minillm.rollout.decoder import Decoder
 
 LENGTHS = [9, 9, 7, 6, 6, 3, 2, 1]
 
@@ -36,11 +37,11 @@ def test_states_are_those_of_the_dynamic_cache(family, drops, make_model, make_p
         plain, expected = states(model, prompts, drops)
         monkeypatch.undo()
         monkeypatch.setattr(cache_file, "_BLOCK", 3)
-        monkeypatch.setitem(decoder_file._GROUP_TOKENS, "cpu", 10)
+        monkeypatch.setattr(decoder_file, "tokens_of_a_pass", lambda device: 10)
         ours, given = states(model, prompts, drops)
     assert isinstance(plain._cache, DynamicCache)
     assert isinstance(ours._cache, InPlaceCache)
-    assert len(prompt_groups(LENGTHS, "cpu")) == 3
+    assert len(length_groups(LENGTHS, 10)) == 3
     for ours_now, plain_now in zip(given, expected, strict=True):
         assert ours_now.keys() == plain_now.keys()
         for row, state in ours_now.items():
@@ -80,13 +81,3 @@ def test_rows_to_keep_moves_no_more_rows_than_left(running):
     rows = rows_to_keep(mask)
     assert sorted(rows.tolist()) == mask.nonzero().squeeze(-1).tolist()
     assert (rows != torch.arange(len(rows))).sum() <= (~mask).sum()
-
-
-def test_prompt_groups_cover_all_rows_and_waste_little():
-    lengths = sorted(torch.randint(16, 65, (64,), generator=torch.Generator().manual_seed(0)).tolist(), reverse=True)
-    groups = prompt_groups(lengths, "cpu")
-    assert [row for group in groups for row in range(64)[group]] == list(range(64))
-    padded = sum(lengths[group.start] * (group.stop - group.start) for group in groups)
-    assert padded < 1.15 * sum(lengths)
-    assert 1 < len(groups) < 8
-    assert prompt_groups(lengths, "cuda") == [slice(0, 64)]
