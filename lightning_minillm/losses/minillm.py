@@ -10,9 +10,11 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from lightning_minillm.functional.divergences import entropy, kl_divergence
+from lightning_minillm.functional.divergences import entropy
 from lightning_minillm.functional.kl_estimators import k3
+from lightning_minillm.functional.logprobs import gather_logprobs
 from lightning_minillm.functional.policy_gradient import clipped_surrogate
+from lightning_minillm.functional.policy_terms import policy_terms
 from lightning_minillm.functional.returns import ReturnStart, Whitening, discounted_returns, token_rewards
 from lightning_minillm.losses.base import DEFAULT_CHUNK_SIZE, TokenLoss
 from lightning_minillm.losses.chunking import ChunkSize
@@ -113,8 +115,15 @@ class MiniLLMLoss(TokenLoss):
 
     def token_values(self, signals: TokenSignals) -> TokenValues:
         """Return pg_coef x clipped surrogate + single-step reverse KL of each token."""
-        log_q = signals.student_logits.log_softmax(-1)
-        logprobs = log_q.gather(-1, signals.target_ids[:, None]).squeeze(-1)
+        single_step = None
+        if self.single_step:
+            assert signals.teacher_logits is not None  # TokenLoss.forward has checked it
+            logprobs, single_step, q_entropy = policy_terms(
+                signals.student_logits, signals.target_ids, signals.teacher_logits
+            )
+        else:
+            logprobs = gather_logprobs(signals.student_logits, signals.target_ids)
+            q_entropy = entropy(signals.student_logits.detach())
         old_logprobs, weights = signals.inputs["old_logprobs"], signals.inputs["importance_weights"]
         ratio = (logprobs - old_logprobs).exp() * weights
         policy_gradient, clipped = clipped_surrogate(ratio, signals.inputs["advantages"], self.clip_range)
@@ -124,13 +133,11 @@ class MiniLLMLoss(TokenLoss):
                 "pg_loss": policy_gradient,
                 "clip_fraction": clipped.float(),
                 "importance_weight": weights,
-                "entropy": entropy(log_q),
+                "entropy": q_entropy,
                 "policy_drift": weights * k3(old_logprobs, logprobs),
             }
-        if self.single_step:
-            assert signals.teacher_logits is not None  # TokenLoss.forward has checked it
-            reverse_kl = kl_divergence(log_q, signals.teacher_logits.log_softmax(-1))
-            single_step = weights * reverse_kl if self.weight_single_step else reverse_kl
+        if single_step is not None:
+            single_step = weights * single_step if self.weight_single_step else single_step
             loss = loss + single_step
             parts["single_step_loss"] = single_step
         return TokenValues(loss, parts)
