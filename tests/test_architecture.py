@@ -13,7 +13,7 @@ LAYERS = [
     {"losses", "metrics"},
     {"models", "data", "rollout"},
     {"modules"},
-    {"callbacks", "testing"},
+    {"callbacks", "testing", "strategies"},
     {"cli"},
 ]
 WITHIN = {("rollout", "models"), ("functional", "types")}

@@ -14,6 +14,7 @@ from lightning_minillm.data.corpus import DocumentSource, PackedCorpus
 from lightning_minillm.data.encoding import EncodedInstructions
 from lightning_minillm.data.instructions import InstructionRecord
 from lightning_minillm.data.loader import EvaluationLoader, LMStream, TokenLoader, accumulation_steps, per_rank
+from lightning_minillm.data.ranks import data_rank, data_world_size
 from lightning_minillm.data.stream import ShuffledStream
 from lightning_minillm.data.templates import AlpacaTemplate, PromptTemplate
 
@@ -116,13 +117,13 @@ class DistillationDataModule(LightningDataModule):
 
     @property
     def rank(self) -> int:
-        """This process among all; 0 without a trainer."""
-        return self.trainer.global_rank if self.trainer is not None else 0
+        """This process among those with data of their own; 0 without a trainer."""
+        return data_rank(self.trainer) if self.trainer is not None else 0
 
     @property
     def world_size(self) -> int:
-        """Number of processes; 1 without a trainer."""
-        return self.trainer.world_size if self.trainer is not None else 1
+        """Number of processes with data of their own; 1 without a trainer."""
+        return data_world_size(self.trainer) if self.trainer is not None else 1
 
     @property
     def micro_batch_size(self) -> int:

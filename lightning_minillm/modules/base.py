@@ -8,22 +8,28 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_minillm.functional.logprobs import TokenStates
 from lightning_minillm.losses import LanguageModelingLoss, ReverseKL, TokenLoss
 from lightning_minillm.models import SplitCausalLM, freeze, fuse_activations, shared_vocabulary
+from lightning_minillm.models.checkpoints import check_architecture
+from lightning_minillm.models.export import save_pretrained
+from lightning_minillm.models.gradients import clip_by_norm
+from lightning_minillm.models.sharding import is_sharded
 from lightning_minillm.modules.evaluation import EvaluationMetrics
 from lightning_minillm.rollout import MixtureSampler, SamplingConfig
 from lightning_minillm.rollout.scoring import rollout_sequences
 from lightning_minillm.types import EvaluationBatch, LossOutput, RolloutBatch, TokenBatch
 
+_Result = TypeVar("_Result")
 ModelSource = PreTrainedModel | Callable[[], PreTrainedModel]
 OptimizerFactory = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 SchedulerFactory = Callable[..., torch.optim.lr_scheduler.LRScheduler]
@@ -82,6 +88,23 @@ class CausalLMModule(LightningModule):
         if teacher is not None:
             self._teacher = (freeze(_make(teacher)),)
             self._warn_about_vocabulary()
+        self._shard_models()
+
+    def _shard_models(self) -> None:
+        """Spread the models over the ranks, where the trainer's strategy does that."""
+        shard = self._strategy_method("shard_model")
+        if shard is not None and self.student is not None:
+            for split in filter(None, (self.student_split, self.teacher_split)):  # head and body are told apart first
+                shard(split.model)
+
+    def run_sampling(self, function: Callable[[], _Result]) -> _Result:
+        """Call a function that samples from the models, the way the trainer's strategy wants it."""
+        run = self._strategy_method("run_sampling")
+        return function() if run is None else run(function)  # type: ignore[no-any-return]
+
+    def _strategy_method(self, name: str) -> Callable[..., Any] | None:
+        """A method that only a strategy that shards models has."""
+        return getattr(self._trainer.strategy, name, None) if self._trainer is not None else None
 
     @property
     def teacher(self) -> PreTrainedModel | None:
@@ -124,7 +147,7 @@ class CausalLMModule(LightningModule):
             )
 
     def _place_teacher(self) -> None:
-        if self._teacher:
+        if self._teacher and not is_sharded(self._teacher[0]):
             self._teacher[0].to(self.device)
 
     def on_fit_start(self) -> None:
@@ -173,6 +196,21 @@ class CausalLMModule(LightningModule):
             kwargs["num_training_steps"] = int(self.trainer.estimated_stepping_batches)
         scheduler = self._scheduler_factory(optimizer, **kwargs)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer is told to; by the norm over all ranks where gradients are sharded."""
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        by_norm = gradient_clip_val and (gradient_clip_algorithm or "norm") == "norm"
+        if by_norm and any(isinstance(parameter, DTensor) for parameter in parameters):
+            assert gradient_clip_val is not None
+            clip_by_norm(parameters, gradient_clip_val)
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def token_states(self, batch: TokenBatch) -> tuple[TokenStates, Tensor]:
         """Return the student's states of the target tokens, and their ids ``[N]``."""
@@ -223,6 +261,7 @@ class CausalLMModule(LightningModule):
             eos_token_ids=self.tokenizer.eos_token_id,
             pad_token_id=self.tokenizer.pad_token_id,
             config=config,
+            finish_together=self._strategy_method("finish_together"),
             **kwargs,
         )
 
@@ -304,22 +343,18 @@ class CausalLMModule(LightningModule):
         Raises:
             ValueError: names or shapes of the weights differ.
         """
-        own = {name: tuple(value.shape) for name, value in self.state_dict().items()}
-        theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
-        if own != theirs:
-            names = sorted(own.keys() ^ theirs.keys()) or [name for name in own if own[name] != theirs[name]]
-            raise ValueError(
-                f"the checkpoint is of another architecture: {len(names)} weights differ in name or shape, e.g."
-                f" {names[0]} (here {own.get(names[0])}, there {theirs.get(names[0])}); give the model it was made from"
+        if "state_dict" in checkpoint:  # a sharding strategy has checked and loaded the weights by itself
+            own, theirs = self.state_dict(), checkpoint["state_dict"]
+            check_architecture(
+                *({name: tuple(value.shape) for name, value in state.items()} for state in (own, theirs))
             )
 
     def export(self, folder: str) -> None:
-        """Write the student and the tokenizer as a Hugging Face folder."""
+        """Write the student and the tokenizer as a Hugging Face folder; all ranks of a sharded student take part."""
         if self.student is None:
             self.configure_model()
         assert self.student is not None
-        self.student.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        save_pretrained(self.student, folder, self.tokenizer)
 
 
 def _make(source: ModelSource) -> PreTrainedModel:

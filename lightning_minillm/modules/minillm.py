@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from lightning_minillm.data.ranks import data_group, data_rank, data_world_size
 from lightning_minillm.data.stream import ShuffledStream
 from lightning_minillm.functional.kl_estimators import k1
 from lightning_minillm.functional.logprobs import TokenStates
-from lightning_minillm.functional.masking import masked_mean
 from lightning_minillm.functional.policy_gradient import importance_weights
 from lightning_minillm.losses import KDLoss, MiniLLMLoss, TokenLoss
 from lightning_minillm.models import disable_dropout
@@ -133,10 +133,10 @@ class MiniLLMModule(CausalLMModule):
             max_response_length=self.sampling.max_new_tokens,
             whiten=self.loss.whiten,
             seed=self.seed,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
+            rank=data_rank(self.trainer),
+            world_size=data_world_size(self.trainer),
             lm_batch=None if lm_stream is None else lm_stream.batch,
-            reduce=lambda tensor: self.trainer.strategy.reduce(tensor, reduce_op="sum"),
+            reduce=lambda tensor: self.trainer.strategy.reduce(tensor, data_group(self.trainer), reduce_op="sum"),
             gather=self._gather_objects,
         )
         return self._buffer
@@ -159,7 +159,7 @@ class MiniLLMModule(CausalLMModule):
         self._update_seconds = 0.0
         phase = self.trainer.current_epoch
         with self.trainer.precision_plugin.forward_context():
-            rollouts = self.collect(self._phase_prompts(buffer, phase), phase)
+            rollouts = self.run_sampling(lambda: self.collect(self._phase_prompts(buffer, phase), phase))
         weights = importance_weights(rollouts.student_logprobs, rollouts.mixture_logprobs, rollouts.response_mask)
         buffer.fill(rollouts, self.loss.returns(rollouts), weights, phase)
         self._log_rollouts(rollouts, weights, time.perf_counter() - started)
@@ -204,24 +204,27 @@ class MiniLLMModule(CausalLMModule):
         return replace(rollouts, student_logprobs=logprobs)
 
     def _gather_objects(self, value: Any) -> list[Any]:
-        if self.trainer.world_size == 1:
+        if data_world_size(self.trainer) == 1:
             return [value]
-        gathered: list[Any] = [None] * self.trainer.world_size
-        torch.distributed.all_gather_object(gathered, value)
+        gathered: list[Any] = [None] * data_world_size(self.trainer)
+        torch.distributed.all_gather_object(gathered, value, group=data_group(self.trainer))
         return gathered
 
     def _log_rollouts(self, rollouts: RolloutBatch, weights: Tensor, seconds: float) -> None:
         mask = rollouts.response_mask
         assert rollouts.teacher_logprobs is not None
         kl = k1(rollouts.student_logprobs, rollouts.teacher_logprobs) * weights
+        columns = {"reward": self.loss.rewards(rollouts), "reverse_kl": kl, "importance_weight": weights}
+        sums = [column.masked_fill(~mask, 0).sum(dtype=torch.float64) for column in columns.values()]
+        totals = torch.stack([*sums, mask.sum(dtype=torch.float64)])
+        totals = self.trainer.strategy.reduce(totals, data_group(self.trainer), reduce_op="sum")
         values = {
-            "rollout/reward": masked_mean(self.loss.rewards(rollouts), mask),
-            "rollout/reverse_kl": masked_mean(kl, mask),
-            "rollout/importance_weight": masked_mean(weights, mask),
-            "rollout/response_length": rollouts.lengths.float().mean(),
+            **{f"rollout/{name}": total / totals[-1] for name, total in zip(columns, totals, strict=False)},
+            "rollout/response_length": totals[-1] / self.num_rollouts,
             "rollout/seconds": torch.tensor(seconds),
             "rollout/tokens_per_second": mask.sum() / seconds,
         }
+        values = {name: value.float() for name, value in values.items()}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
     # --- update -----------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ Legend: B rows, A rows still running, P prompt tokens, T response tokens, H hidd
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -71,6 +71,8 @@ class MixtureSampler:
         config: sampling options.
         keep_teacher_hidden: also return the teacher's last hidden states on the response tokens.
         vocabulary: leading ids to sample from; the smaller of the two models' vocabularies when ``None``.
+        finish_together: called after every token with whether all rows here are finished; returns whether to stop.
+            For ranks that need each other in every pass; ``None`` to stop alone.
 
     Raises:
         ValueError: a mixture without a teacher.
@@ -86,6 +88,7 @@ class MixtureSampler:
         config: SamplingConfig,
         keep_teacher_hidden: bool = False,
         vocabulary: int | None = None,
+        finish_together: Callable[[bool], bool] | None = None,
     ) -> None:
         if teacher is None and config.teacher_mix_alpha > 0:
             raise ValueError(
@@ -96,6 +99,7 @@ class MixtureSampler:
         self.teacher = teacher
         self.eos_token_ids = [eos_token_ids] if isinstance(eos_token_ids, int) else list(eos_token_ids)
         self.pad_token_id = pad_token_id
+        self.finish_together = finish_together or (lambda finished: finished)
         self.config = config
         self.keep_teacher_hidden = keep_teacher_hidden and teacher is not None
         sizes = [m.model.get_output_embeddings().weight.shape[0] for m in (student, teacher) if m is not None]
@@ -172,9 +176,9 @@ class MixtureSampler:
             record.lengths[rows[running]] = t + 1
             running = running & ~torch.isin(tokens, eos)
             count = int(running.sum())
-            if count == 0 or t + 1 == self.config.max_new_tokens:
+            if t + 1 == self.config.max_new_tokens or self.finish_together(count == 0):
                 break
-            if count <= _COMPACT_BELOW * len(rows):
+            if 0 < count <= _COMPACT_BELOW * len(rows):
                 kept = rows_to_keep(running)
                 rows, tokens, running = rows[kept], tokens[kept], running[kept]
                 for decoder in filter(None, (student, teacher)):

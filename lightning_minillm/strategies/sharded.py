@@ -1,0 +1,229 @@
+"""FSDP2, alone or with tensor parallelism, for a student and a frozen teacher."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from transformers import PreTrainedModel
+
+from lightning_minillm.models.checkpoints import check_architecture, weight_shapes
+from lightning_minillm.models.sharding import gathered, is_sharded, run_sharded, shard
+from lightning_minillm.models.tensor_parallel import split_tensors
+from lightning_minillm.strategies.checkpoints import put_in_place, read_checkpoint, recover
+
+_Result = TypeVar("_Result")
+Sharding = Literal["full", "grad_op", "hybrid"]
+_DTYPES = {None: None, "float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_SHARDINGS = ("full", "grad_op", "hybrid")
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Shards student and teacher, which ask for it in ``configure_model`` through :meth:`shard_model`.
+
+    It runs on GPUs and, with gloo, on the CPU. Data is dealt over the ranks that do not share a tensor: see
+    :attr:`data_rank`.
+
+    Args:
+        sharding: ``"full"``: parameters are gathered layer by layer for the forward pass and again for the backward
+            pass. ``"grad_op"``: they stay gathered in between, which takes the memory of a whole model. ``"hybrid"``:
+            full inside a node, replicated over nodes.
+        tensor_parallel_size: ranks over which each matrix is split; the rest of the ranks shard the pieces.
+        replicas: of ``"hybrid"``; the number of nodes when ``None``.
+        param_dtype: of compute (``"bfloat16"``, ``"float16"``); the shards, which the optimiser updates, and the
+            reduction of gradients stay float32. ``None`` computes in the dtype of the shards.
+        cpu_offload: keep shards, gradients and the optimiser's state on the CPU.
+        gather_for_rollouts: hold whole models while sampling. ``False`` gathers one layer at a time, for every token:
+            slow, but no rank ever holds a whole model.
+        save_distributed_checkpoint: checkpoints are folders to which every rank writes its part, instead of one file
+            that the first rank writes.
+        kwargs: of Lightning's ``ModelParallelStrategy``.
+
+    Raises:
+        ValueError: an option outside its range.
+    """
+
+    def __init__(
+        self,
+        sharding: Sharding = "full",
+        *,
+        tensor_parallel_size: int = 1,
+        replicas: int | None = None,
+        param_dtype: str | None = None,
+        cpu_offload: bool = False,
+        gather_for_rollouts: bool = True,
+        save_distributed_checkpoint: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if sharding not in _SHARDINGS:
+            raise ValueError(f"sharding must be one of {', '.join(_SHARDINGS)}, got {sharding!r}")
+        if param_dtype not in _DTYPES:
+            raise ValueError(f"param_dtype must be bfloat16, float16, float32 or null, got {param_dtype!r}")
+        if tensor_parallel_size < 1:
+            raise ValueError(f"tensor_parallel_size must be at least 1, got {tensor_parallel_size}")
+        if cpu_offload and torch.cuda.is_available():
+            # the norm of gradients that lie on the CPU is summed there
+            kwargs.setdefault("process_group_backend", "cuda:nccl,cpu:gloo")
+        super().__init__(
+            tensor_parallel_size=tensor_parallel_size,
+            save_distributed_checkpoint=save_distributed_checkpoint,
+            **kwargs,
+        )
+        self.sharding = sharding
+        self.replicas = replicas
+        self.param_dtype = _DTYPES[param_dtype]
+        self.cpu_offload = cpu_offload
+        self.gather_for_rollouts = gather_for_rollouts
+        self._shard_mesh: DeviceMesh | None = None
+
+    # --- ranks ------------------------------------------------------------------------------------------------------
+
+    def setup_environment(self) -> None:
+        """Divide the ranks; Lightning would make one data-parallel rank a node.
+
+        Raises:
+            ValueError: sizes that do not divide.
+        """
+        size, world = int(self._tensor_parallel_size), self.num_nodes * self.num_processes
+        self._data_parallel_size = _divided(world, size, "tensor_parallel_size")
+        super().setup_environment()
+        mesh = self.device_mesh
+        if self.sharding == "hybrid":
+            replicas = self.replicas or self.num_nodes
+            shards = _divided(self._data_parallel_size, replicas, "replicas")
+            names = ("replicate", "shard", "tensor_parallel")
+            mesh = init_device_mesh(self.root_device.type, (replicas, shards, size), mesh_dim_names=names)
+            self._shard_mesh = mesh["replicate", "shard"]
+        else:
+            self._shard_mesh = mesh["data_parallel"]
+
+    @property
+    def data_world_size(self) -> int:
+        """Number of ranks that have data of their own."""
+        return int(self.device_mesh["data_parallel"].size())
+
+    @property
+    def data_rank(self) -> int:
+        """This rank's number among them; ranks that share tensors share it."""
+        return int(self.device_mesh["data_parallel"].get_local_rank())
+
+    @property
+    def data_group(self) -> Any:
+        """Process group of the ranks that together have all data, each once."""
+        return self.device_mesh["data_parallel"].get_group()
+
+    # --- models -----------------------------------------------------------------------------------------------------
+
+    def shard_model(self, model: PreTrainedModel) -> None:
+        """Spread a loaded model over the ranks, in place."""
+        if is_sharded(model):
+            return
+        if int(self._tensor_parallel_size) > 1:
+            model.to(self.root_device)
+            split_tensors(model, self.device_mesh["tensor_parallel"])
+        assert self._shard_mesh is not None
+        shard(
+            model,
+            self._shard_mesh,
+            reshard_after_forward=self.sharding != "grad_op",
+            param_dtype=self.param_dtype,
+            cpu_offload=self.cpu_offload,
+        )
+
+    def model_to_device(self) -> None:
+        """Move what is not sharded; with ``cpu_offload``, parameters stay on the CPU."""
+        assert self.model is not None
+        if not self.cpu_offload:
+            super().model_to_device()
+            return
+        for name, buffer in list(self.model.named_buffers()):
+            owner = self.model.get_submodule(name.rpartition(".")[0])
+            owner._buffers[name.rpartition(".")[2]] = buffer.to(self.root_device)
+
+    @property
+    def _models(self) -> list[nn.Module]:
+        """Student and teacher, as far as they exist."""
+        module = self.lightning_module
+        models = (getattr(module, name, None) for name in ("student", "teacher"))
+        return [model for model in models if isinstance(model, nn.Module)]
+
+    def run_sampling(self, function: Callable[[], _Result]) -> _Result:
+        """Call a function that samples from the models, or does anything else with them that needs no gradient."""
+        with gathered(*self._models) if self.gather_for_rollouts else nullcontext():
+            return run_sharded(self._models, function)
+
+    def finish_together(self, finished: bool) -> bool:
+        """Return whether a rank that has sampled all of its responses may stop: with whole models, it may.
+
+        Without, every rank has to take part in gathering until all of them are finished.
+        """
+        if self.gather_for_rollouts:
+            return finished
+        running = torch.tensor([0.0 if finished else 1.0], device=self.root_device)
+        return bool(self.reduce(running, reduce_op="sum") == 0)
+
+    # --- steps ------------------------------------------------------------------------------------------------------
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module's step as the forward pass of its models."""
+        step = super().training_step
+        return run_sharded(self._models, lambda: step(*args, **kwargs))
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module's step where models may be sampled from."""
+        step = super().validation_step
+        return self.run_sampling(lambda: step(*args, **kwargs))
+
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module's step where models may be sampled from."""
+        step = super().test_step
+        return self.run_sampling(lambda: step(*args, **kwargs))
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Write a file or a folder; it appears under its name when it is whole."""
+        if not self._save_distributed_checkpoint:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+            return
+        path = Path(self.broadcast(filepath))
+        scratch = path.with_name(f".{path.name}.part")
+        if self.is_global_zero:
+            shutil.rmtree(scratch, ignore_errors=True)
+        self.barrier()
+        super().save_checkpoint(checkpoint, scratch, storage_options)
+        self.barrier()
+        if self.is_global_zero:
+            put_in_place(scratch, path)
+        self.barrier()
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read either format into the sharded model, whatever the number of ranks that wrote it.
+
+        Raises:
+            ValueError: it is cut off, or of another architecture; the model is left as it was.
+        """
+        path = Path(self.broadcast(checkpoint_path))
+        if self.is_global_zero:
+            recover(path)
+        self.barrier()
+        assert self.lightning_module is not None
+        own = {name: tuple(value.shape) for name, value in self.lightning_module.state_dict().items()}
+        theirs = read_checkpoint(path, lambda: {"pytorch-lightning_version": "", "shapes": weight_shapes(path)})
+        check_architecture(own, theirs["shapes"])
+        load = super().load_checkpoint
+        return read_checkpoint(path, lambda: load(path, weights_only))
+
+
+def _divided(number: int, divisor: int, name: str) -> int:
+    if divisor < 1 or number % divisor:
+        possible = ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
+        raise ValueError(f"{name}={divisor} does not divide {number} ranks; possible are {possible}")
+    return number // divisor
