@@ -7,6 +7,7 @@ Legend: B rows, A rows still running, P prompt slots, S slots, D head size.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,19 +18,28 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidi
 _BLOCK = 64  # slots by which a full layer grows
 
 
+@dataclass
+class _Extent:
+    """What all layers of a cache share. They hold this and not the cache: a cycle would keep it in memory."""
+
+    num_rows: int
+    prompt_width: int
+    capacity: int
+    prefill_rows: slice | None = None
+
+
 class _InPlaceLayer(CacheLayerMixin):
     """Keys and values ``[B, heads, S, D]`` of one attention layer; the first A rows and ``length`` slots are in use."""
 
-    def __init__(self, cache: InPlaceCache, sliding_window: int | None) -> None:
+    def __init__(self, extent: _Extent, sliding_window: int | None) -> None:
         super().__init__()
-        self._cache = cache
+        self._extent = extent
         self.sliding_window = sliding_window
         self.is_sliding = sliding_window is not None
         self.length = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        cache = self._cache
-        shape = (cache.num_rows, key_states.shape[1], cache.capacity)
+        shape = (self._extent.num_rows, key_states.shape[1], self._extent.capacity)
         self.keys = key_states.new_empty(*shape, key_states.shape[-1])
         self.values = value_states.new_empty(*shape, value_states.shape[-1])
         self.is_initialized = True
@@ -37,7 +47,7 @@ class _InPlaceLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        group, width = self._cache.prefill_rows, self._cache.prompt_width
+        group, width = self._extent.prefill_rows, self._extent.prompt_width
         if group is not None:
             start = width - key_states.shape[-2]
             for store, states in ((self.keys, key_states), (self.values, value_states)):
@@ -46,7 +56,7 @@ class _InPlaceLayer(CacheLayerMixin):
             return key_states, value_states
         start, self.length = self.length, self.length + key_states.shape[-2]
         self._reserve(self.length)
-        count = self._cache.num_rows
+        count = self._extent.num_rows
         self.keys[:count, :, start : self.length] = key_states
         self.values[:count, :, start : self.length] = value_states
         first = 0 if self.sliding_window is None else max(0, start - self.sliding_window + 1)
@@ -55,7 +65,7 @@ class _InPlaceLayer(CacheLayerMixin):
     def _reserve(self, length: int) -> None:
         if length <= self.keys.shape[-2]:
             return
-        count = self._cache.num_rows
+        count = self._extent.num_rows
         for name in ("keys", "values"):
             old = getattr(self, name)
             new = old.new_empty(count, old.shape[1], max(length, old.shape[2] + _BLOCK), old.shape[3])
@@ -72,7 +82,7 @@ class _InPlaceLayer(CacheLayerMixin):
         return length - first + query_length, first
 
     def get_seq_length(self) -> int:
-        return 0 if self._cache.prefill_rows is not None else self.length
+        return 0 if self._extent.prefill_rows is not None else self.length
 
     def get_max_length(self) -> int:
         return -1 if self.sliding_window is None else self.sliding_window
@@ -89,22 +99,22 @@ class InPlaceCache(Cache):
     """
 
     def __init__(self, layers: list[int | None], num_rows: int, prompt_width: int, new_tokens: int) -> None:
-        self.num_rows = num_rows
-        self.prompt_width = prompt_width
-        self.capacity = prompt_width + min(new_tokens, _BLOCK)
-        self.prefill_rows: slice | None = None
-        """Rows whose prompts are being read; they attend to nothing but themselves."""
-        super().__init__(layers=[_InPlaceLayer(self, window) for window in layers])
+        self._extent = _Extent(num_rows, prompt_width, prompt_width + min(new_tokens, _BLOCK))
+        super().__init__(layers=[_InPlaceLayer(self._extent, window) for window in layers])
+
+    def start_prefill(self, rows: slice) -> None:
+        """Read the prompts of ``rows`` next; they attend to nothing but themselves."""
+        self._extent.prefill_rows = rows
 
     def finish_prefill(self) -> None:
         """Go over from prompts to sampled tokens."""
-        self.prefill_rows = None
+        self._extent.prefill_rows = None
         for layer in self.layers:
-            layer.length = self.prompt_width
+            layer.length = self._extent.prompt_width
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only the rows ``indices`` ``[A]``; see :func:`rows_to_keep` for an order that moves few."""
-        self.num_rows = len(indices)
+        self._extent.num_rows = len(indices)
         targets = (indices != torch.arange(len(indices), device=indices.device)).nonzero().squeeze(-1)
         for layer in self.layers:
             layer.move(targets, indices[targets])

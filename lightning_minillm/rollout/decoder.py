@@ -49,7 +49,7 @@ class Decoder:
 
     def _read(self, prompts: PromptBatch, cache: InPlaceCache, group: slice, lengths: Sequence[int]) -> Tensor:
         """Read the prompts of some rows; return their last states."""
-        cache.prefill_rows = group
+        cache.start_prefill(group)
         longest = lengths[group.start]
         ids, mask = prompts.input_ids[group, -longest:], prompts.attention_mask[group, -longest:].bool()
         full = lengths[group.stop - 1] == longest

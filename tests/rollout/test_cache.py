@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import pytest
 import torch
 from transformers import DynamicCache
@@ -81,3 +84,16 @@ def test_rows_to_keep_moves_no_more_rows_than_left(running):
     rows = rows_to_keep(mask)
     assert sorted(rows.tolist()) == mask.nonzero().squeeze(-1).tolist()
     assert (rows != torch.arange(len(rows))).sum() <= (~mask).sum()
+
+
+def test_a_cache_goes_as_soon_as_nobody_holds_it(make_model, make_prompts):
+    """A cycle would keep the largest tensors of sampling until the garbage collector comes by."""
+    with torch.no_grad():
+        decoder = Decoder(SplitCausalLM(make_model("gpt2")), make_prompts(LENGTHS), LENGTHS, max_new_tokens=12)
+    keys = weakref.ref(decoder._cache.layers[0].keys)
+    gc.disable()
+    try:
+        del decoder
+        assert keys() is None
+    finally:
+        gc.enable()
