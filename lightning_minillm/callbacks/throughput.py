@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
 
+from lightning_minillm.models.gradients import total_norm
 from lightning_minillm.types import PolicyBatch, TokenBatch
 
 if TYPE_CHECKING:
@@ -81,5 +81,4 @@ class ThroughputMonitor(Callback):
 def gradient_norm(optimizer: Optimizer) -> float:
     """2-norm over all gradients of an optimiser's parameters; sharded gradients count whole."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm: Tensor = torch.nn.utils.get_total_norm(gradients)
-    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    return float(total_norm(gradients))

@@ -30,6 +30,7 @@ class BatchPlan:
     micro_batch_size: int
     """Rows that one device holds at once."""
     world_size: int
+    """Devices that have rows of their own."""
     accumulation: int
     """Micro-batches of one device in an optimiser step."""
 
@@ -46,6 +47,27 @@ def plan_batches(batch_size: int, micro_batch_size: int | None, world_size: int)
 
 def world_size(trainer: Mapping[str, Any]) -> int:
     """Devices over all nodes that a trainer's configuration asks for."""
+    return _devices_of_a_node(trainer) * int(trainer.get("num_nodes", 1))
+
+
+def data_world_size(trainer: Mapping[str, Any]) -> int:
+    """Devices that have rows of their own: those that hold pieces of the same matrices share them.
+
+    Raises:
+        ValueError: ``tensor_parallel_size`` does not divide the devices.
+    """
+    devices, strategy = world_size(trainer), trainer.get("strategy")
+    pieces = strategy.get("tensor_parallel_size", 1) if isinstance(strategy, Mapping) else 1
+    if devices % pieces:
+        above = (devices // pieces + 1) * pieces
+        nearest = f"{above - pieces} or {above}" if devices > pieces else str(above)
+        raise ValueError(
+            f"{devices} device(s) do not divide by tensor_parallel_size={pieces}; the nearest is {nearest}"
+        )
+    return devices // pieces
+
+
+def _devices_of_a_node(trainer: Mapping[str, Any]) -> int:
     devices = trainer.get("devices", 1)
     if isinstance(devices, str) and devices != "auto":
         devices = [part for part in devices.split(",") if part]
@@ -54,7 +76,7 @@ def world_size(trainer: Mapping[str, Any]) -> int:
         count = torch.cuda.device_count() if on_gpu else 1
     else:
         count = len(devices) if isinstance(devices, list) else int(devices)
-    return count * int(trainer.get("num_nodes", 1))
+    return count
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
@@ -19,11 +18,13 @@ from lightning_minillm.cli.build import (
     build_models,
     build_module,
     build_trainer,
+    data_world_size,
     plan_batches,
     prepare_data,
-    world_size,
 )
 from lightning_minillm.cli.config import Config, run_command, to_plain
+from lightning_minillm.models.checkpoints import load_weights, read_metadata
+from lightning_minillm.strategies.checkpoints import backup_of
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -55,7 +56,7 @@ def train(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     """
     config = to_plain(cfg, KEYS)
     folder = Path(config["output_dir"])
-    plan = plan_batches(config["batch_size"], config["micro_batch_size"], world_size(config["trainer"]))
+    plan = plan_batches(config["batch_size"], config["micro_batch_size"], data_world_size(config["trainer"]))
     checkpoint = find_checkpoint(config)
     seed_everything(config["seed"], workers=True, verbose=False)
     trainer, callbacks = build_trainer(config, plan)
@@ -98,7 +99,7 @@ def find_checkpoint(config: Config) -> str | None:
         return str(path)
     folder = Path(config["output_dir"])
     last = folder / "checkpoints" / "last.ckpt"
-    if config["resume"] == "never" or not last.exists():
+    if config["resume"] == "never" or not (last.exists() or backup_of(last).exists()):
         return None
     earlier = runs.read_config(folder) or {}
     changed = [key for key in _IDENTITY if earlier and earlier.get(key) != config[key]]
@@ -119,15 +120,13 @@ def _finish(config: Config, trainer: Trainer, module: CausalLMModule, callbacks:
         "best": None,
     }
     if best is not None and best.best_model_path:
-        state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
-        module.load_state_dict(state["state_dict"])
+        load_weights(module, best.best_model_path)
         metrics["best"] = {
             "metric": best.monitor,
             "value": float(best.best_model_score),
-            "optimizer_steps": int(state["global_step"]),
+            "optimizer_steps": int(read_metadata(best.best_model_path)["global_step"]),
         }
-    if trainer.is_global_zero:
-        module.export(str(Path(config["output_dir"]) / STUDENT_FOLDER))
+    module.export(str(Path(config["output_dir"]) / STUDENT_FOLDER))
     trainer.strategy.barrier()
     return metrics
 

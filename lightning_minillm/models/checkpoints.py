@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+
+from lightning_minillm.models.sharding import is_sharded
 
 Shapes = Mapping[str, tuple[int, ...]]
 _KEY = "state_dict"
@@ -51,6 +55,29 @@ def read_weights(path: str | Path) -> dict[str, Any]:
         _load_state_dict(state, storage_reader=FileSystemReader(path), planner=planner, no_dist=True)
         return dict(state[_KEY])
     return dict(torch.load(path, mmap=True, map_location="cpu", weights_only=True)[_KEY])
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """Return what a checkpoint holds besides weights and the optimiser's state."""
+    path = Path(path)
+    file = path / "meta.pt" if path.is_dir() else path
+    content = torch.load(file, mmap=not path.is_dir(), map_location="cpu", weights_only=True)
+    return {key: value for key, value in content.items() if key not in (_KEY, "optimizer_states")}
+
+
+def load_weights(module: nn.Module, path: str | Path) -> None:
+    """Load the weights of a checkpoint into a module, sharded or not; all ranks of a sharded one take part.
+
+    Raises:
+        ValueError: the checkpoint is of another architecture.
+    """
+    own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    check_architecture(own, weight_shapes(path))
+    if not is_sharded(module):
+        module.load_state_dict(read_weights(path))
+        return
+    state = read_weights(path) if torch.distributed.get_rank() == 0 else {}
+    set_model_state_dict(module, state, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
 
 
 def check_architecture(own: Shapes, theirs: Shapes) -> None:

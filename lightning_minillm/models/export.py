@@ -15,16 +15,15 @@ def save_pretrained(model: PreTrainedModel, folder: str | Path, tokenizer: PreTr
     """Write model and tokenizer.
 
     Args:
-        model: if it is sharded, all ranks have to call this together; the first one writes.
+        model: all ranks, where there are several, call this together; the first one writes.
         folder: is made.
         tokenizer: goes beside the model.
     """
-    if not is_sharded(model):
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return
-    state: dict[str, Any] = full_state_dict(model)
-    if dist.get_rank() == 0:
+    several = dist.is_available() and dist.is_initialized()
+    first = not several or dist.get_rank() == 0
+    state: dict[str, Any] | None = full_state_dict(model) if is_sharded(model) else None
+    if first:
         model.save_pretrained(folder, state_dict=state)
         tokenizer.save_pretrained(folder)
-    dist.barrier()
+    if several:
+        dist.barrier()

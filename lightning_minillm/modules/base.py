@@ -14,7 +14,6 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_minillm.functional.logprobs import TokenStates
@@ -22,7 +21,6 @@ from lightning_minillm.losses import LanguageModelingLoss, ReverseKL, TokenLoss
 from lightning_minillm.models import SplitCausalLM, freeze, fuse_activations, shared_vocabulary
 from lightning_minillm.models.checkpoints import check_architecture
 from lightning_minillm.models.export import save_pretrained
-from lightning_minillm.models.gradients import clip_by_norm
 from lightning_minillm.models.sharding import is_sharded
 from lightning_minillm.modules.evaluation import EvaluationMetrics
 from lightning_minillm.rollout import MixtureSampler, SamplingConfig
@@ -204,13 +202,11 @@ class CausalLMModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as the trainer is told to; by the norm over all ranks where gradients are sharded."""
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        by_norm = gradient_clip_val and (gradient_clip_algorithm or "norm") == "norm"
-        if by_norm and any(isinstance(parameter, DTensor) for parameter in parameters):
-            assert gradient_clip_val is not None
-            clip_by_norm(parameters, gradient_clip_val)
-        else:
+        clip = self._strategy_method("clip_by_norm")
+        if clip is None or not gradient_clip_val or (gradient_clip_algorithm or "norm") != "norm":
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            clip([parameter for group in optimizer.param_groups for parameter in group["params"]], gradient_clip_val)
 
     def token_states(self, batch: TokenBatch) -> tuple[TokenStates, Tensor]:
         """Return the student's states of the target tokens, and their ids ``[N]``."""

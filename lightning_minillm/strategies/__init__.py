@@ -1,6 +1,7 @@
 """Lightning strategies: how student and teacher lie on the devices of a run."""
 
 from lightning_minillm.strategies.checkpoints import AtomicCheckpointIO
+from lightning_minillm.strategies.fsdp1 import FSDP1Strategy
 from lightning_minillm.strategies.sharded import ShardedStrategy
 
-__all__ = ["AtomicCheckpointIO", "ShardedStrategy"]
+__all__ = ["AtomicCheckpointIO", "FSDP1Strategy", "ShardedStrategy"]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from transformers import PreTrainedModel
 
 from lightning_minillm.models.checkpoints import check_architecture, weight_shapes
+from lightning_minillm.models.gradients import clip_by_norm
 from lightning_minillm.models.sharding import gathered, is_sharded, run_sharded, shard
 from lightning_minillm.models.tensor_parallel import split_tensors
 from lightning_minillm.strategies.checkpoints import put_in_place, read_checkpoint, recover
@@ -168,6 +169,10 @@ class ShardedStrategy(ModelParallelStrategy):
             return finished
         running = torch.tensor([0.0 if finished else 1.0], device=self.root_device)
         return bool(self.reduce(running, reduce_op="sum") == 0)
+
+    def clip_by_norm(self, parameters: Iterable[Tensor], max_norm: float) -> None:
+        """Clip by the norm over all ranks, however each gradient is sharded."""
+        clip_by_norm(parameters, max_norm)
 
     # --- steps ------------------------------------------------------------------------------------------------------
 

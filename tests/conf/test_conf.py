@@ -16,6 +16,7 @@ from lightning_minillm.cli.build import (
     build_models,
     build_module,
     build_trainer,
+    data_world_size,
     plan_batches,
     world_size,
 )
@@ -24,6 +25,7 @@ from lightning_minillm.data import DistillationDataModule
 from lightning_minillm.losses import TokenLoss
 from lightning_minillm.modules import CausalLMModule
 from lightning_minillm.rollout import SamplingConfig
+from lightning_minillm.strategies import AtomicCheckpointIO, ShardedStrategy
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 FILES = sorted(str(file.relative_to(CONF).with_suffix("")) for file in CONF.rglob("*.yaml"))
@@ -68,7 +70,7 @@ def compose_train(given, *overrides):
 
 def make_everything(config):
     """Make all objects of a training run, models included."""
-    plan = plan_batches(config["batch_size"], config["micro_batch_size"], world_size(config["trainer"]))
+    plan = plan_batches(config["batch_size"], config["micro_batch_size"], data_world_size(config["trainer"]))
     trainer, callbacks = build_trainer(config, plan)
     models = build_models(config["student"], config["teacher"])
     module = build_module(config, models)
@@ -160,10 +162,20 @@ def check_corpus(name, given):
 def check_trainer(group, name, given):
     if (group, name) == ("trainer", "evaluation"):
         return check_top("evaluate", given)
-    config = compose_train(given, f"{group}={name}", "batch_size=32", "trainer.accelerator=cpu", "logger=none")
-    plan = plan_batches(config["batch_size"], config["micro_batch_size"], world_size(config["trainer"]))
+    overrides = ["batch_size=32", "trainer.accelerator=cpu", "logger=none"]
+    if name == "fsdp_tp":
+        overrides.append("devices=2")
+    config = compose_train(given, f"{group}={name}", *overrides)
+    plan = plan_batches(config["batch_size"], config["micro_batch_size"], data_world_size(config["trainer"]))
     assert plan.micro_batch_size * plan.world_size * plan.accumulation == 32
+    if name == "fsdp1":  # the rest needs a GPU
+        with pytest.raises(ValueError, match="strategy=fsdp1 needs a GPU"):
+            build_trainer(config, plan)
+        return None
     trainer, _ = build_trainer(config, plan)
+    if name.startswith("fsdp"):
+        assert isinstance(trainer.strategy, ShardedStrategy)
+    assert isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO)
     assert trainer.accumulate_grad_batches == plan.accumulation
     if group == "devices":
         assert trainer.num_devices * trainer.num_nodes == plan.world_size == math.prod(map(int, name.split("x")))
@@ -243,9 +255,24 @@ def test_file_composes_and_instantiates(file, given):
 @pytest.mark.parametrize("strategy", sorted(file.stem for file in (CONF / "strategy").glob("*.yaml")))
 @pytest.mark.parametrize("devices", sorted(file.stem for file in (CONF / "devices").glob("*.yaml")))
 def test_global_batch_size_does_not_depend_on_strategy_and_devices(strategy, devices, given):
-    config = compose_train(given, f"strategy={strategy}", f"devices={devices}", "batch_size=32", "micro_batch_size=2")
-    plan = plan_batches(config["batch_size"], config["micro_batch_size"], world_size(config["trainer"]))
-    assert plan.micro_batch_size * plan.world_size * plan.accumulation == 32
+    overrides = [
+        f"strategy={strategy}",
+        f"devices={devices}",
+        "batch_size=64",
+        "trainer.accelerator=cpu",
+        "logger=none",
+    ]
+    config = compose_train(given, *overrides, "batch_size=64", "micro_batch_size=2")
+    if (strategy, devices) == ("fsdp_tp", "1"):
+        with pytest.raises(ValueError, match=r"1 device.* do not divide by tensor_parallel_size=2; the nearest is 2"):
+            data_world_size(config["trainer"])
+        return
+    plan = plan_batches(config["batch_size"], config["micro_batch_size"], data_world_size(config["trainer"]))
+    assert plan.micro_batch_size * plan.world_size * plan.accumulation == 64
+    if strategy != "fsdp1":
+        trainer, _ = build_trainer(config, plan)
+        assert trainer.num_devices * trainer.num_nodes == world_size(config["trainer"])
+        assert trainer.accumulate_grad_batches == plan.accumulation
 
 
 @pytest.mark.parametrize(
