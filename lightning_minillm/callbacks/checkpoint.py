@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+import signal
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -19,6 +23,10 @@ class ResumeCheckpoint(ModelCheckpoint):
     Two habits of Lightning (2.6) are mended on the way. It skips an epoch when it resumes from a checkpoint that was
     written after the last batch of an epoch; so one that falls due there is written at the start of the next, before
     anything happens in it. And the step numbers of its logs move by one in some resumed runs; so they are put right.
+
+    SIGTERM, which schedulers send before they kill, writes the checkpoint after the current optimiser step and ends the
+    run with exit code 0. (Lightning's own handler talks to the other ranks from inside the signal, in the middle of
+    whatever they are exchanging.)
 
     Args:
         dirpath: folder of the checkpoint.
@@ -42,13 +50,32 @@ class ResumeCheckpoint(ModelCheckpoint):
         self._random_states: list[dict[str, Any]] = []
         self._postponed = False
         self._between_epochs = False
+        self._asked_to_stop = self._stopping = False
+        self._handler_before: Any = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take SIGTERM over, where signals can be."""
+        super().on_train_start(trainer, pl_module)
+        self._asked_to_stop = False
+        if threading.current_thread() is threading.main_thread():
+            self._handler_before = signal.signal(signal.SIGTERM, self._on_sigterm)
+
+    def _on_sigterm(self, *_: Any) -> None:
+        self._asked_to_stop = True
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give SIGTERM back."""
+        super().teardown(trainer, pl_module, stage)
+        if self._handler_before is not None:
+            signal.signal(signal.SIGTERM, self._handler_before)
+            self._handler_before = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the checkpoint that fell due at the last batch of the epoch before."""
         self._restore_random_state(trainer)
         if self._postponed:
             self._between_epochs = True
-            self._write(trainer, pl_module)
+            self._write(trainer, pl_module, stop=self._stopping)
             self._between_epochs = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -68,9 +95,11 @@ class ResumeCheckpoint(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write the checkpoint if it is due, unless the epoch is about to end."""
+        stepped = trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        self._stopping = stepped and self._any_rank_asked_to_stop(trainer)
         self._postponed = trainer.is_last_batch
         if not self._postponed:
-            self._write(trainer, pl_module)
+            self._write(trainer, pl_module, stop=self._stopping)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the checkpoint that fell due at the very last batch."""
@@ -78,9 +107,23 @@ class ResumeCheckpoint(ModelCheckpoint):
             self._write(trainer, pl_module)
         super().on_train_end(trainer, pl_module)
 
-    def _write(self, trainer: Trainer, module: LightningModule) -> None:
+    def _write(self, trainer: Trainer, module: LightningModule, stop: bool = False) -> None:
+        """Write the checkpoint if it is due, or if the run is to stop here."""
         self._postponed = False
+        usual = self._every_n_train_steps
+        self._every_n_train_steps = 1 if stop else usual
         super().on_train_batch_end(trainer, module, None, None, 0)
+        self._every_n_train_steps = usual
+        if stop:
+            rank_zero_info(f"SIGTERM: wrote {self.best_model_path} after step {trainer.global_step}; stopping")
+            raise SIGTERMException
+
+    def _any_rank_asked_to_stop(self, trainer: Trainer) -> bool:
+        """All ranks write together, so they have to agree."""
+        if trainer.world_size == 1:
+            return self._asked_to_stop
+        asked = torch.tensor(float(self._asked_to_stop), device=trainer.strategy.root_device)
+        return bool(trainer.strategy.reduce(asked, reduce_op="sum") > 0)
 
     def _restore_random_state(self, trainer: Trainer) -> None:
         if len(self._random_states) == trainer.world_size:

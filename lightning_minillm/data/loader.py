@@ -176,13 +176,25 @@ class TokenLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch and the number of micro-batches handed out in it."""
-        if self._resume is not None:
-            return {"epoch": self._resume[0], "position": self._resume[1]}
-        return {"epoch": self._epoch, "position": self._position}
+        epoch, position = self._resume or (self._epoch, self._position)
+        return {"epoch": epoch, "position": position, "accumulation": self.accumulation}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state: the next pass over the state's epoch begins after the batches handed out before it."""
-        self._resume = (int(state["epoch"]), int(state["position"]))
+        """Go on from a state: the next pass over the state's epoch begins after the batches handed out before it.
+
+        Raises:
+            ValueError: the state stands inside an optimiser step, and a step has other micro-batches here.
+        """
+        position, before = int(state["position"]), int(state.get("accumulation", self.accumulation))
+        if before != self.accumulation:
+            step, micro = divmod(position, before)
+            if micro:
+                raise ValueError(
+                    f"the checkpoint stands after {micro} of {before} micro-batches of a step, and here a step has "
+                    f"{self.accumulation}: resume on the same number of ranks with the same micro_batch_size."
+                )
+            position = step * self.accumulation
+        self._resume = (int(state["epoch"]), position)
         self.sampler.set_epoch(self._resume[0])
 
 

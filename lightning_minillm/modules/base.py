@@ -23,6 +23,7 @@ from lightning_minillm.models.checkpoints import check_architecture
 from lightning_minillm.models.export import save_pretrained
 from lightning_minillm.models.sharding import is_sharded
 from lightning_minillm.modules.evaluation import EvaluationMetrics
+from lightning_minillm.modules.progress import ACCUMULATION_KEY, rescale_progress
 from lightning_minillm.rollout import MixtureSampler, SamplingConfig
 from lightning_minillm.rollout.scoring import rollout_sequences
 from lightning_minillm.types import EvaluationBatch, LossOutput, RolloutBatch, TokenBatch
@@ -333,12 +334,18 @@ class CausalLMModule(LightningModule):
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note the micro-batches of an optimiser step, which another number of devices may change."""
+        checkpoint[ACCUMULATION_KEY] = self.trainer.accumulate_grad_batches
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another architecture before anything is overwritten.
 
         Raises:
             ValueError: names or shapes of the weights differ.
         """
+        if self._trainer is not None:
+            rescale_progress(checkpoint, self.trainer.accumulate_grad_batches)
         if "state_dict" in checkpoint:  # a sharding strategy has checked and loaded the weights by itself
             own, theirs = self.state_dict(), checkpoint["state_dict"]
             check_architecture(

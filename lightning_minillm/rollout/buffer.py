@@ -18,13 +18,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lightning_minillm.functional.returns import Whitening, whiten, whitening_sums
-from lightning_minillm.rollout.batching import select_rollouts
+from lightning_minillm.rollout.batching import concatenate_rollouts, select_rollouts
 from lightning_minillm.types import PolicyBatch, RolloutBatch, TokenBatch
 
 Reduce = Callable[[Tensor], Tensor]
 Gather = Callable[[Any], list[Any]]
+_OPTIONAL = {"teacher_logprobs": None, "reward_logprobs": None, "teacher_hidden": None}
 
 
 def lane_schedule(num_rollouts: int, batch_size: int, ppo_epochs: int, seed: int, phase: int) -> Tensor:
@@ -195,7 +197,7 @@ class RolloutBuffer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the phase of all ranks with the position in it, as plain tensors and numbers."""
-        state: dict[str, Any] = {"position": self._position, "phase": self._phase}
+        state: dict[str, Any] = {"position": self._position, "phase": self._phase, "accumulation": self.accumulation}
         if self._rollouts is None:
             return state
         values = {field.name: getattr(self._rollouts, field.name) for field in fields(self._rollouts)}
@@ -205,24 +207,52 @@ class RolloutBuffer:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave; the number of ranks must be the same.
+        """Restore what :meth:`state_dict` gave, on any number of ranks: the rollouts are dealt anew.
 
         Raises:
-            ValueError: the state comes from another number of ranks or another number of rollouts.
+            ValueError: the state is of phases or batches of another size, or stands inside an optimiser step that
+                other ranks would cut differently.
         """
         self._phase, self._position = state["phase"], 0
         if "ranks" not in state:
             return
-        if len(state["ranks"]) != self.world_size:
+        before = state.get("accumulation", self.accumulation)
+        step, micro = divmod(state["position"], before)
+        if micro and before != self.accumulation:
             raise ValueError(
-                f"the checkpoint holds rollouts of {len(state['ranks'])} ranks and this run has {self.world_size};"
-                " resume on the same number of ranks, or from a checkpoint at the end of a phase"
+                f"the checkpoint stands after {micro} of {before} micro-batches of a step, and here a step has"
+                f" {self.accumulation}: resume on {len(state['ranks'])} rank(s) with the same micro_batch_size"
             )
-        local = dict(state["ranks"][self.rank])
-        returns, weights = local.pop("returns"), local.pop("importance_weights")
-        missing = {"teacher_logprobs": None, "reward_logprobs": None, "teacher_hidden": None}
-        self.fill(RolloutBatch(**{**missing, **local}), returns, weights, state["phase"])
-        self._position = state["position"]
+        rollouts, returns, weights = self._dealt(state["ranks"])
+        self.fill(rollouts, returns, weights, state["phase"])
+        self._position = step * self.accumulation + micro
+
+    def _dealt(self, ranks: list[dict[str, Tensor]]) -> tuple[RolloutBatch, Tensor, Tensor]:
+        """Return this rank's rows of what other ranks, maybe another number of them, held."""
+        lanes = self.batch_size // len(ranks) * len(ranks) == self.batch_size
+        if not lanes or sum(len(columns["returns"]) for columns in ranks) != self.num_rollouts:
+            raise ValueError(
+                f"the checkpoint holds {sum(len(columns['returns']) for columns in ranks)} rollouts of {len(ranks)}"
+                f" ranks, and this run collects {self.num_rollouts} in steps of {self.batch_size}: give the same"
+                " num_rollouts and batch_size"
+            )
+        if len(ranks) == self.world_size:
+            columns = dict(ranks[self.rank])
+            returns, weights = columns.pop("returns"), columns.pop("importance_weights")
+            return RolloutBatch(**{**_OPTIONAL, **columns}), returns, weights
+        width = max(columns["returns"].shape[1] for columns in ranks)
+        joined = {
+            name: torch.cat([pad(columns[name], (0, width - columns[name].shape[1])) for columns in ranks])
+            for name in ("returns", "importance_weights")
+        }
+        rest = [{name: value for name, value in columns.items() if name not in joined} for columns in ranks]
+        rollouts = concatenate_rollouts([RolloutBatch(**{**_OPTIONAL, **columns}) for columns in rest], pad_token_id=0)
+        numbers = torch.arange(self.num_rollouts)
+        stored = torch.cat([numbers[numbers % self.batch_size % len(ranks) == rank] for rank in range(len(ranks))])
+        mine = stored.argsort()[self.local_rows()]
+        rollouts = select_rollouts(rollouts, mine)
+        width = rollouts.response_ids.shape[1]
+        return rollouts, joined["returns"][mine, :width], joined["importance_weights"][mine, :width]
 
 
 def _check_divides(name: str, value: int, divisor: int, divisor_name: str) -> None:

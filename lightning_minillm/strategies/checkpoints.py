@@ -51,8 +51,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Read one file.
 
         Raises:
-            ValueError: it is no whole checkpoint.
+            ValueError: it is no whole checkpoint, or a folder, which needs a strategy that shards.
         """
+        if Path(path).is_dir():
+            raise ValueError(
+                f"{str(path)!r} is a folder to which several ranks wrote: go on with strategy=fsdp on any number of"
+                " devices, or make a Hugging Face folder of it with minillm-export"
+            )
         load = super().load_checkpoint
         return read_checkpoint(path, lambda: load(path, *args, **kwargs))
 

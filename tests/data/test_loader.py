@@ -128,6 +128,20 @@ def test_resume_in_the_middle_of_an_epoch(encoded, stop):
     assert all(same(a, b) for a, b in zip(epoch_of(resumed, 3), whole[3], strict=True))
 
 
+def test_other_micro_batches_go_on_from_the_same_step(encoded):
+    loader = TokenLoader(encoded, 8, 2, seed=4)
+    iterator = iter(loader)
+    for _ in range(8):
+        next(iterator)
+    resumed = TokenLoader(encoded, 8, 4, seed=4)
+    resumed.load_state_dict(loader.state_dict())
+    whole = epoch_of(TokenLoader(encoded, 8, 4, seed=4), 0)
+    assert all(same(a, b) for a, b in zip(list(resumed), whole[4:], strict=True))
+    next(iterator)
+    with pytest.raises(ValueError, match="after 1 of 4 micro-batches of a step, and here a step has 2"):
+        resumed.load_state_dict(loader.state_dict())
+
+
 def test_a_state_of_a_finished_epoch_does_not_shorten_the_next(encoded):
     loader = TokenLoader(encoded, 8)
     epoch_of(loader, 0)

@@ -15,7 +15,7 @@ from lightning_minillm.losses import MiniLLMLoss
 from lightning_minillm.models.sharding import full_state_dict
 from lightning_minillm.modules import MiniLLMModule
 from lightning_minillm.rollout import SamplingConfig
-from lightning_minillm.strategies import ShardedStrategy
+from lightning_minillm.strategies import AtomicCheckpointIO, ShardedStrategy
 
 for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
     logging.getLogger(name).setLevel(logging.ERROR)
@@ -88,6 +88,7 @@ def train(
     module_options=None,
     max_new_tokens=8,
     optimizer="AdamW",
+    export=None,
     lr=1e-3,
 ):
     """Train MiniLLM for phases of four steps; return weights, metrics, and rollouts."""
@@ -118,6 +119,7 @@ def train(
         accumulate_grad_batches=batch_size // (micro * data_ranks),
         gradient_clip_val=1.0,
         callbacks=[recorder, *callbacks],
+        plugins=[AtomicCheckpointIO()],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -129,6 +131,8 @@ def train(
         log_every_n_steps=1,
     )
     trainer.fit(module, make_data(tokenizer, batch_size, micro), **(fit or {}))
+    if export is not None:
+        module.export(export)
     return {
         "weights": full_state_dict(module.student),
         "metrics": recorder.metrics,

@@ -255,15 +255,46 @@ def test_an_empty_buffer_has_a_state_too():
         next(iter(restored))
 
 
-def test_another_number_of_ranks_cannot_go_on_from_the_middle(phase):
-    state = fill(make_buffer(), phase).state_dict()
-    with pytest.raises(ValueError, match="1 ranks and this run has 2"):
-        make_buffer(rank=0, world_size=2).load_state_dict(state)
+def state_of_all_ranks(buffers):
+    """The state that a real run would write: with the rows of all ranks."""
+    local = []
+    for buffer in buffers:
+        buffer._gather = lambda value: local.append(value) or [value]
+        state = buffer.state_dict()
+    return {**state, "ranks": local}
+
+
+@pytest.mark.parametrize("before", [1, 2, 4])
+@pytest.mark.parametrize("after", [1, 2, 4])
+def test_another_number_of_ranks_goes_on_with_the_same_batches(before, after, phase, same_rollouts):
+    """Stopped after the second step on some ranks; the rest on others is what these would have served all along."""
+    buffers = fill_ranks(phase, before, micro_batch_size=1)
+    for buffer in buffers:
+        batches = iter(buffer)
+        for _ in range(2 * buffer.accumulation):
+            next(batches)
+    state = state_of_all_ranks(buffers)
+    for rank, expected in enumerate(fill_ranks(phase, after, micro_batch_size=1)):
+        restored = make_buffer(micro_batch_size=1, rank=rank, world_size=after)
+        sums = iter((expected._sums, expected._counts))
+        restored._reduce = lambda tensor, sums=sums: next(sums)
+        restored.load_state_dict(state)
+        rest = list(expected)[2 * expected.accumulation :]
+        assert len(rest) > 4
+        for given, wanted in zip(restored, rest, strict=True):
+            assert same_policy_batches(given, wanted, same_rollouts)
+
+
+def test_inside_a_step_ranks_and_micro_batches_stay_as_they_are(phase):
+    buffer = fill(make_buffer(micro_batch_size=1), phase)
+    next(iter(buffer))
+    with pytest.raises(ValueError, match=r"after 1 of 8 micro-batches .* here a step has 4: resume on 1 rank"):
+        make_buffer(micro_batch_size=1, rank=0, world_size=2).load_state_dict(buffer.state_dict())
 
 
 def test_other_sizes_cannot_go_on_from_the_middle(phase):
     state = fill(make_buffer(), phase).state_dict()
-    with pytest.raises(ValueError, match="holds 16 rollouts, got 24"):
+    with pytest.raises(ValueError, match="holds 24 rollouts of 1 ranks, and this run collects 16 in steps of 8"):
         make_buffer(num_rollouts=16).load_state_dict(state)
 
 
