@@ -19,7 +19,7 @@ ChunkSize = int | Literal["auto"] | None
 ChunkSums = Callable[[Tensor, int, int], dict[str, Tensor]]
 """Maps hidden states ``[n, H]`` of the tokens ``start:stop`` to named sums over them, ``"loss"`` among them."""
 
-_LOGITS_IN_CACHE = 2**22  # 16 MiB in float32: a CPU's elementwise passes over them stay near its cache
+_LOGITS_IN_CACHE = 2**21  # 8 MiB in float32: a CPU's elementwise passes over them stay near its cache
 _LOGITS_ON_DEVICE = 2**27  # 512 MiB: enough work for a launch
 _FEWEST_TOKENS = 128  # the projection of fewer is bound by reading its weights
 _UNKNOWN_VOCABULARY = 1024
@@ -44,7 +44,7 @@ def tokens_per_chunk(chunk_size: ChunkSize, states: TokenStates) -> int | None:
     Example:
         >>> states = TokenStates(torch.zeros(5, 3), lambda hidden: hidden, vocabulary=2048)
         >>> tokens_per_chunk("auto", states), tokens_per_chunk(7, states)
-        (2048, 7)
+        (1024, 7)
     """
     if not isinstance(chunk_size, str):
         return chunk_size

@@ -178,7 +178,7 @@ def test_weights_of_the_loss_itself_are_trained():
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
-@pytest.mark.parametrize(("vocabulary", "tokens"), [(37, 2**22 // 37), (8192, 512), (32768, 128), (151936, 128)])
+@pytest.mark.parametrize(("vocabulary", "tokens"), [(37, 2**21 // 37), (8192, 256), (32768, 128), (151936, 128)])
 def test_chunks_chosen_by_the_vocabulary(vocabulary, tokens):
     states = TokenStates(torch.zeros(1, 4), lambda hidden: hidden, vocabulary=vocabulary)
     assert tokens_per_chunk("auto", states) == tokens
