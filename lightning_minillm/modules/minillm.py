@@ -142,11 +142,17 @@ class MiniLLMModule(CausalLMModule):
         return self._buffer
 
     def on_train_start(self) -> None:
-        """Collect the next phase where Lightning announces no epoch: after a checkpoint of the last step of a phase."""
+        """Do what is due where Lightning announces no epoch.
+
+        After a checkpoint of the last step of a phase, the next is collected; after one from the middle, what was
+        logged of the phase is logged again, since it is written at its end.
+        """
         super().on_train_start()
         assert self._buffer is not None
         if self._buffer.phase not in (-1, self.trainer.current_epoch):
             self._collect_phase(self._buffer)
+        elif self._buffer.content is not None:
+            self._log_rollouts(*self._buffer.content)
 
     def on_train_epoch_start(self) -> None:
         """Collect a phase of rollouts with the current weights, unless the buffer came with it from a checkpoint."""
@@ -162,7 +168,13 @@ class MiniLLMModule(CausalLMModule):
             rollouts = self.run_sampling(lambda: self.collect(self._phase_prompts(buffer, phase), phase))
         weights = importance_weights(rollouts.student_logprobs, rollouts.mixture_logprobs, rollouts.response_mask)
         buffer.fill(rollouts, self.loss.returns(rollouts), weights, phase)
-        self._log_rollouts(rollouts, weights, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self._log_rollouts(rollouts, weights)
+        speed = {
+            "rollout/seconds": seconds,
+            "rollout/tokens_per_second": float(rollouts.response_mask.sum()) / seconds,
+        }
+        self.log_dict(speed, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
     def collect(self, prompts: PromptBatch, phase: int) -> RolloutBatch:
         """Sample a response to every prompt with the current weights.
@@ -210,7 +222,7 @@ class MiniLLMModule(CausalLMModule):
         torch.distributed.all_gather_object(gathered, value, group=data_group(self.trainer))
         return gathered
 
-    def _log_rollouts(self, rollouts: RolloutBatch, weights: Tensor, seconds: float) -> None:
+    def _log_rollouts(self, rollouts: RolloutBatch, weights: Tensor) -> None:
         mask = rollouts.response_mask
         assert rollouts.teacher_logprobs is not None
         kl = k1(rollouts.student_logprobs, rollouts.teacher_logprobs) * weights
@@ -221,8 +233,6 @@ class MiniLLMModule(CausalLMModule):
         values = {
             **{f"rollout/{name}": total / totals[-1] for name, total in zip(columns, totals, strict=False)},
             "rollout/response_length": totals[-1] / self.num_rollouts,
-            "rollout/seconds": torch.tensor(seconds),
-            "rollout/tokens_per_second": mask.sum() / seconds,
         }
         values = {name: value.float() for name, value in values.items()}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)

@@ -126,6 +126,11 @@ class RolloutBuffer:
         """Number of the phase that the buffer holds, -1 when it is empty."""
         return self._phase
 
+    @property
+    def content(self) -> tuple[RolloutBatch, Tensor] | None:
+        """This rank's rollouts with their importance weights ``[n, T]``; ``None`` when it is empty."""
+        return None if self._rollouts is None else (self._rollouts, self._weights)
+
     def __len__(self) -> int:
         return self.num_steps * self.accumulation
 

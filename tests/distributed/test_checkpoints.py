@@ -53,6 +53,8 @@ def test_resumed_on_as_many_ranks_it_is_the_same_run_to_the_bit(step, sharded_ru
     assert largest_difference(resumed[0]["weights"], results[0]["weights"]) == 0
     losses = [metrics["train/loss"] for metrics in results[0]["metrics"]][step:]
     assert [metrics["train/loss"] for metrics in resumed[0]["metrics"]] == losses
+    for name in ("rollout/reward", "rollout/response_length"):  # of a phase that the checkpoint cut in two, as well
+        assert resumed[0]["last"][name] == results[0]["last"][name]
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
