@@ -9,17 +9,20 @@ from lightning_minillm.models.loading import (
     load_tokenizer,
     shared_vocabulary,
 )
+from lightning_minillm.models.lora import add_lora, load_lora_causal_lm
 from lightning_minillm.models.split import SplitCausalLM
 from lightning_minillm.models.teacher import freeze
 
 __all__ = [
     "SplitCausalLM",
+    "add_lora",
     "check_tokenizers",
     "disable_dropout",
     "freeze",
     "fuse_activations",
     "init_causal_lm",
     "load_causal_lm",
+    "load_lora_causal_lm",
     "load_tokenizer",
     "shared_vocabulary",
 ]

@@ -56,7 +56,7 @@ def compose_train(given, *overrides):
     """Compose train.yaml, giving what is missing where the choice asks for it."""
     folders, values = given
     chosen = list(overrides)
-    if "student=pretrained" in chosen or any(o.startswith("experiment=minillm") for o in chosen):
+    if {"student=pretrained", "student=lora"} & set(chosen) or any(o.startswith("experiment=minillm") for o in chosen):
         chosen.append(values["student"])
     if "teacher=pretrained" in chosen or any(o.startswith(("experiment=minillm", "experiment=kd")) for o in chosen):
         chosen.append(values["teacher"])

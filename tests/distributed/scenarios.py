@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lightning_minillm.data import DistillationDataModule, InstructionRecord, PlainTemplate
 from lightning_minillm.losses import MiniLLMLoss
+from lightning_minillm.models.lora import add_lora
 from lightning_minillm.models.sharding import full_state_dict
 from lightning_minillm.modules import MiniLLMModule
 from lightning_minillm.rollout import SamplingConfig
@@ -73,6 +74,10 @@ def make_data(tokenizer, batch_size, micro_batch_size):
     )
 
 
+def build_lora(family):
+    return add_lora(TINY["build_model"](family, seed=1), rank=4, target_modules="all-linear", dropout=0.0)
+
+
 def train(
     strategy="auto",
     options=None,
@@ -89,6 +94,7 @@ def train(
     max_new_tokens=8,
     optimizer="AdamW",
     export=None,
+    lora=False,
     lr=1e-3,
 ):
     """Train MiniLLM for phases of four steps; return weights, metrics, and rollouts."""
@@ -99,7 +105,7 @@ def train(
     tokenizer = TINY["build_word_tokenizer"]()
     build = TINY["build_model"]
     module = MiniLLMModule(
-        partial(build, family, seed=1),
+        partial(build_lora, family) if lora else partial(build, family, seed=1),
         tokenizer,
         teacher=partial(build, family, seed=2),
         loss=MiniLLMLoss(),
