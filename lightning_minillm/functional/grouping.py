@@ -30,12 +30,13 @@ def left_aligned(mask: Tensor) -> Tensor:
     return (~mask).to(torch.uint8).argsort(dim=-1, stable=True)[:, :width]
 
 
-def length_groups(lengths: Sequence[int], min_tokens: int) -> list[slice]:
+def length_groups(lengths: Sequence[int], min_tokens: int, max_tokens: int | None = None) -> list[slice]:
     """Split rows into runs of like length, of which at most a tenth or so is padding.
 
     Args:
         lengths: tokens of each row, falling.
         min_tokens: a group has at least that many, padding included, unless it is the last.
+        max_tokens: a group has at most that many, unless it is a single row; ``None`` for no limit.
 
     Returns:
         Consecutive row slices.
@@ -48,7 +49,9 @@ def length_groups(lengths: Sequence[int], min_tokens: int) -> list[slice]:
     for row, length in enumerate(lengths):
         padded = lengths[start] * (row - start)
         with_row = lengths[start] * (row + 1 - start)
-        if padded >= max(min_tokens, 1) and tokens + length < (1 - _WASTE) * with_row:
+        wasteful = padded >= max(min_tokens, 1) and tokens + length < (1 - _WASTE) * with_row
+        full = max_tokens is not None and row > start and with_row > max_tokens
+        if wasteful or full:
             groups.append(slice(start, row))
             start, tokens = row, 0
         tokens += length

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -22,13 +22,20 @@ from lightning_minillm.functional.grouping import left_aligned, length_groups
 from lightning_minillm.functional.logprobs import TokenStates, select_targets
 from lightning_minillm.functional.masking import position_ids
 
-_PASS_TOKENS_ON_CPU = 512
-_PASS_TOKENS = 8192
+_FEWEST_TOKENS = {"cpu": 512}  # of a pass: fewer take hardly less time
+_FEWEST_TOKENS_ELSEWHERE = 8192
+_MOST_TOKENS = {"cpu": 512}  # of a pass: the widest states of more leave the cache
 
 
-def tokens_of_a_pass(device: torch.device) -> int:
-    """Return how many tokens make a forward pass worth its while: fewer take hardly less time."""
-    return _PASS_TOKENS_ON_CPU if device.type == "cpu" else _PASS_TOKENS
+def pass_groups(lengths: Sequence[int], device: torch.device) -> list[slice]:
+    """Split rows, the longest first, into forward passes that suit the device.
+
+    Args:
+        lengths: tokens of each row, falling.
+        device: where they are read.
+    """
+    fewest = _FEWEST_TOKENS.get(device.type, _FEWEST_TOKENS_ELSEWHERE)
+    return length_groups(lengths, fewest, _MOST_TOKENS.get(device.type))
 
 
 def _is_sharded(parameters: Iterable[Tensor]) -> bool:
@@ -145,7 +152,7 @@ class SplitCausalLM:
             return self.states(self._selected(ids, targets)), ids[targets]
         by_length = lengths.argsort(descending=True, stable=True)
         falling = lengths[by_length].tolist()
-        groups = length_groups(falling, tokens_of_a_pass(ids.device))
+        groups = pass_groups(falling, ids.device)
         if len(groups) == 1:
             return self.states(self._selected(ids, targets)), ids[targets]
         numbers = targets.flatten().cumsum(0).view_as(targets) - 1

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_minillm.functional.grouping import length_groups
 from lightning_minillm.functional.masking import position_ids
 from lightning_minillm.models.sharding import is_sharded
-from lightning_minillm.models.split import SplitCausalLM, tokens_of_a_pass
+from lightning_minillm.models.split import SplitCausalLM, pass_groups
 from lightning_minillm.rollout.cache import InPlaceCache, make_cache
 from lightning_minillm.types import PromptBatch
 
@@ -40,7 +39,7 @@ class Decoder:
         if isinstance(self._cache, InPlaceCache):
             groups = [slice(0, num_rows)]
             if not is_sharded(model.model):  # ranks that gather shards must make the same number of passes
-                groups = length_groups(lengths, tokens_of_a_pass(mask.device))
+                groups = pass_groups(lengths, mask.device)
             self.state = torch.cat([self._read(prompts, self._cache, group, lengths) for group in groups])
             self._cache.finish_prefill()
         else:

@@ -27,3 +27,8 @@ def test_rows_of_one_length_or_too_few_tokens_stay_together():
     assert length_groups([7] * 9, 1) == [slice(0, 9)]
     assert length_groups([9, 5, 1], 1000) == [slice(0, 3)]
     assert length_groups([4], 1) == [slice(0, 1)]
+
+
+def test_a_group_has_no_more_than_max_tokens():
+    assert length_groups([8] * 5, 8, max_tokens=16) == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    assert length_groups([100, 8], 1, max_tokens=16) == [slice(0, 1), slice(1, 2)]

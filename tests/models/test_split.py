@@ -144,7 +144,7 @@ def test_a_vocabulary_cuts_the_logits_to_the_leading_ids(split_head, make_model,
 @pytest.mark.parametrize("side", ["left", "right", "both"])
 def test_token_states_are_those_of_rows_alone(family, side, tokens_together, make_model, monkeypatch):
     """Whichever side is padded and however rows are grouped; targets stay in row-major order, gradients too."""
-    monkeypatch.setattr(split_file, "tokens_of_a_pass", lambda device: tokens_together)
+    monkeypatch.setitem(split_file._FEWEST_TOKENS, "cpu", tokens_together)
     split = SplitCausalLM(make_model(family, seed=1))
     generator = torch.Generator().manual_seed(0)
     lengths, width = (3, 9, 2, 6, 9, 4), 12

@@ -7,6 +7,7 @@ from transformers import DynamicCache
 
 from lightning_minillm.functional.grouping import length_groups
 from lightning_minillm.models import SplitCausalLM
+from lightning_minillm.models import split as split_file
 from lightning_minillm.rollout import cache as cache_file
 from lightning_minillm.rollout import decoder as decoder_file
 from lightning_minillm.rollout.cache import InPlaceCache, make_cache, rows_to_keep
@@ -40,7 +41,7 @@ def test_states_are_those_of_the_dynamic_cache(family, drops, make_model, make_p
         plain, expected = states(model, prompts, drops)
         monkeypatch.undo()
         monkeypatch.setattr(cache_file, "_BLOCK", 3)
-        monkeypatch.setattr(decoder_file, "tokens_of_a_pass", lambda device: 10)
+        monkeypatch.setitem(split_file._FEWEST_TOKENS, "cpu", 10)
         ours, given = states(model, prompts, drops)
     assert isinstance(plain._cache, DynamicCache)
     assert isinstance(ours._cache, InPlaceCache)
