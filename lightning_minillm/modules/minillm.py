@@ -21,10 +21,11 @@ from lightning_minillm.modules.base import CausalLMModule, ModelSource
 from lightning_minillm.rollout import RolloutBuffer, SamplingConfig, collect_rollouts
 from lightning_minillm.rollout.batching import select_rollouts
 from lightning_minillm.rollout.collector import ProgressListener
-from lightning_minillm.rollout.scoring import response_logprobs, response_states, rollout_sequences
+from lightning_minillm.rollout.scoring import add_teacher, response_logprobs, response_states, rollout_sequences
 from lightning_minillm.types import LossOutput, PolicyBatch, PromptBatch, RolloutBatch
 
 TeacherCache = Literal["hidden", "none"]
+TeacherPass = Literal["lockstep", "after"]
 
 
 class MiniLLMModule(CausalLMModule):
@@ -48,6 +49,9 @@ class MiniLLMModule(CausalLMModule):
             with dropout the update's log-probabilities are not those that the rollouts were sampled with.
         teacher_cache: ``"hidden"`` keeps the teacher's last hidden states of the rollouts, so that updates need no
             teacher pass over them; ``"none"`` runs the teacher again, for tight memory.
+        teacher_pass: ``"lockstep"``: the teacher advances with the student while sampling; ``"after"``: it reads the
+            finished rollouts, ``rollout_batch_size`` at a time, without a key-value cache, for tight memory
+            (``teacher_mix_alpha`` must be 0).
         recompute_logprobs: replace the sampler's student log-probabilities by those of one full pass, for half
             precision, where cached decoding and a full pass differ.
         seed: of sampling and shuffling.
@@ -72,6 +76,7 @@ class MiniLLMModule(CausalLMModule):
         rollout_batch_size: int = 64,
         dropout: bool = False,
         teacher_cache: TeacherCache = "hidden",
+        teacher_pass: TeacherPass = "lockstep",
         recompute_logprobs: bool = False,
         seed: int = 0,
         **kwargs: Any,
@@ -81,6 +86,8 @@ class MiniLLMModule(CausalLMModule):
             raise ValueError(f"lm_coef must be at least 0, got {lm_coef}")
         if teacher_cache not in ("hidden", "none"):
             raise ValueError(f"teacher_cache must be 'hidden' or 'none', got {teacher_cache!r}")
+        if teacher_pass not in ("lockstep", "after"):
+            raise ValueError(f"teacher_pass must be 'lockstep' or 'after', got {teacher_pass!r}")
         if ppo_epochs < 1 or num_rollouts < 1 or rollout_batch_size < 1:
             raise ValueError("num_rollouts, ppo_epochs and rollout_batch_size must be at least 1")
         self.loss = loss or MiniLLMLoss()
@@ -89,11 +96,17 @@ class MiniLLMModule(CausalLMModule):
         self.sampling = sampling or SamplingConfig()
         if self.sampling.temperature == 0:
             raise ValueError("rollouts need a positive sampling temperature, got 0")
+        if teacher_pass == "after" and self.sampling.teacher_mix_alpha > 0:
+            raise ValueError(
+                f"teacher_mix_alpha={self.sampling.teacher_mix_alpha} samples from the teacher too, which then cannot"
+                " come after: set teacher_pass=lockstep or teacher_mix_alpha=0"
+            )
         self.num_rollouts = num_rollouts
         self.ppo_epochs = ppo_epochs
         self.rollout_batch_size = rollout_batch_size
         self.dropout = dropout
         self.teacher_cache = teacher_cache
+        self.teacher_pass = teacher_pass
         self.recompute_logprobs = recompute_logprobs
         self.seed = seed
         self.rollout_listeners: list[ProgressListener] = []
@@ -183,8 +196,11 @@ class MiniLLMModule(CausalLMModule):
             prompts: left-padded, on this module's device.
             phase: number of the phase; decides the noise together with ``seed`` and each prompt's row.
         """
+        keep_hidden, after = self.teacher_cache == "hidden", self.teacher_pass == "after"
         sampler = self.sampler(
-            self.sampling, teacher=self.teacher_split, keep_teacher_hidden=self.teacher_cache == "hidden"
+            self.sampling,
+            teacher=None if after else self.teacher_split,
+            keep_teacher_hidden=keep_hidden and not after,
         )
         rollouts = collect_rollouts(
             sampler,
@@ -194,6 +210,9 @@ class MiniLLMModule(CausalLMModule):
             batch_size=self.rollout_batch_size,
             listeners=self.rollout_listeners,
         )
+        if after:
+            assert self.teacher_split is not None
+            rollouts = add_teacher(rollouts, self.teacher_split, self.sampling, self.rollout_batch_size, keep_hidden)
         return self._recomputed(rollouts) if self.recompute_logprobs else rollouts
 
     def _phase_prompts(self, buffer: RolloutBuffer, phase: int) -> PromptBatch:
@@ -235,6 +254,8 @@ class MiniLLMModule(CausalLMModule):
             "rollout/response_length": totals[-1] / self.num_rollouts,
         }
         values = {name: value.float() for name, value in values.items()}
+        if rollouts.teacher_hidden is not None:
+            values["rollout/teacher_cache_mib"] = totals.new_tensor(rollouts.teacher_hidden.nbytes / 2**20).float()
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
     # --- update -----------------------------------------------------------------------------------------------------

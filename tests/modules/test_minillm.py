@@ -124,6 +124,39 @@ def test_options_for_speed_and_memory_change_no_gradient(
     torch.testing.assert_close(steps[1], steps[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("reward_temperature", [1.0, 0.5, None])
+@pytest.mark.parametrize("teacher_cache", ["hidden", "none"])
+def test_a_teacher_that_comes_after_says_the_same(teacher_cache, reward_temperature, make_minillm, make_prompts):
+    sampling = SamplingConfig(
+        max_new_tokens=12, temperature=0.8, teacher_mix_alpha=0.0, teacher_reward_temperature=reward_temperature
+    )
+    prompts = make_prompts((5, 3, 7, 1, 4, 6, 2, 7), width=9)
+    lockstep, after = (
+        make_minillm(
+            teacher="llama", teacher_options={"vocab_size": 41}, sampling=sampling, teacher_cache=teacher_cache,
+            teacher_pass=teacher_pass, rollout_batch_size=3,
+        ).collect(prompts, phase=2)
+        for teacher_pass in ("lockstep", "after")
+    )  # fmt: skip
+    assert torch.equal(after.response_ids, lockstep.response_ids)
+    for name in ("student_logprobs", "teacher_logprobs", "reward_logprobs", "mixture_logprobs"):
+        torch.testing.assert_close(getattr(after, name), getattr(lockstep, name), rtol=0, atol=1e-4)
+    if teacher_cache == "none":
+        assert after.teacher_hidden is lockstep.teacher_hidden is None
+    else:
+        torch.testing.assert_close(after.teacher_hidden, lockstep.teacher_hidden, rtol=0, atol=1e-4)
+
+
+def test_the_memory_of_the_teacher_cache_is_logged(make_minillm, make_data, make_trainer):
+    logged = {}
+    for teacher_cache in ("hidden", "none"):
+        trainer = make_trainer(max_epochs=1)
+        trainer.fit(make_minillm(teacher_cache=teacher_cache), make_data())
+        logged[teacher_cache] = trainer.callback_metrics.get("rollout/teacher_cache_mib")
+    assert logged["none"] is None
+    assert 0 < logged["hidden"] <= 16 * 8 * 16 * 4 / 2**20
+
+
 @pytest.mark.parametrize("whiten", ["all", "response", "none"])
 def test_micro_batches_sum_to_the_batch(whiten, make_minillm, make_data, make_trainer, sgd, weights_of):
     """One optimiser step in 1, 2 or 4 micro-batches: the same gradient, also with the pretraining batch."""
@@ -177,6 +210,8 @@ def test_listeners_hear_of_the_rollouts(make_minillm, make_data, make_trainer):
     [
         ({"lm_coef": -1.0}, "lm_coef must be at least 0"),
         ({"teacher_cache": "logits"}, "teacher_cache must be 'hidden' or 'none'"),
+        ({"teacher_pass": "never"}, "teacher_pass must be 'lockstep' or 'after'"),
+        ({"teacher_pass": "after"}, "set teacher_pass=lockstep or teacher_mix_alpha=0"),
         ({"num_rollouts": 0}, "must be at least 1"),
         ({"ppo_epochs": 0}, "must be at least 1"),
         ({"sampling": SamplingConfig(temperature=0.0, teacher_mix_alpha=0.0)}, "positive sampling temperature"),
