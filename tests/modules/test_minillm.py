@@ -131,13 +131,15 @@ def test_a_teacher_that_comes_after_says_the_same(teacher_cache, reward_temperat
         max_new_tokens=12, temperature=0.8, teacher_mix_alpha=0.0, teacher_reward_temperature=reward_temperature
     )
     prompts = make_prompts((5, 3, 7, 1, 4, 6, 2, 7), width=9)
-    lockstep, after = (
-        make_minillm(
+    collected = []
+    for teacher_pass in ("lockstep", "after"):
+        module = make_minillm(
             teacher="llama", teacher_options={"vocab_size": 41}, sampling=sampling, teacher_cache=teacher_cache,
             teacher_pass=teacher_pass, rollout_batch_size=3,
-        ).collect(prompts, phase=2)
-        for teacher_pass in ("lockstep", "after")
-    )  # fmt: skip
+        )  # fmt: skip
+        module.configure_model()
+        collected.append(module.collect(prompts, phase=2))
+    lockstep, after = collected
     assert torch.equal(after.response_ids, lockstep.response_ids)
     for name in ("student_logprobs", "teacher_logprobs", "reward_logprobs", "mixture_logprobs"):
         torch.testing.assert_close(getattr(after, name), getattr(lockstep, name), rtol=0, atol=1e-4)
