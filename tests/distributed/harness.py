@@ -65,9 +65,9 @@ class Ranks:
                 process.start()
             finished = self._wait(processes, time.monotonic() + timeout)
         finally:
+            for process in processes:  # all before the first is waited for: the others would report that it is gone
+                process.kill()
             for process in processes:
-                if process.is_alive():
-                    process.kill()
                 process.join()
         return self._results(folder, processes, finished, timeout)
 
