@@ -66,7 +66,8 @@ class Ranks:
             finished = self._wait(processes, time.monotonic() + timeout)
         finally:
             for process in processes:  # all before the first is waited for: the others would report that it is gone
-                process.kill()
+                if process.is_alive():
+                    process.kill()
             for process in processes:
                 process.join()
         return self._results(folder, processes, finished, timeout)
