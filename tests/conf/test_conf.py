@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 
-from lightning_minillm.cli import evaluate, generate, recipe, train
+from lightning_minillm.cli import evaluate, export, generate, plan, recipe, train
 from lightning_minillm.cli.build import (
     build_datamodule,
     build_models,
@@ -96,6 +96,10 @@ def check_top(name, given):
     elif name == "generate":
         config = to_plain(compose_config("generate", ["model=x", *given[0]]), generate.KEYS)
         assert build(config["sampling"]).teacher_mix_alpha == 0
+    elif name == "export":
+        to_plain(compose_config("export", ["checkpoint=x/last.ckpt", "output=y"]), export.KEYS)
+    elif name == "plan":
+        to_plain(compose_config("plan", ["student_path=x", "teacher_path=y", "num_devices=8"]), plan.KEYS)
     else:
         assert name == "recipe"
         to_plain(compose_config("recipe", given[0]), recipe.KEYS)
@@ -300,9 +304,10 @@ def test_top_level_keys_that_were_forced_in_are_errors():
         to_plain(compose_config("train", ["+no_such_key=1"]), train.KEYS)
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "generate", "recipe"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "export", "generate", "plan", "recipe"])
 def test_every_top_level_key_is_read(command):
-    keys = {"train": train, "evaluate": evaluate, "generate": generate, "recipe": recipe}[command].KEYS
+    commands = {"train": train, "evaluate": evaluate, "generate": generate, "recipe": recipe}
+    keys = (commands | {"export": export, "plan": plan})[command].KEYS
     assert {str(key) for key in compose_config(command)} == set(keys)
 
 
