@@ -62,9 +62,13 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+BENCH := outputs/bench/v8192
+
 bench: $(STAMP)
-	@set -e; for script in $(filter-out benchmarks/official_parity.py,$(wildcard benchmarks/*.py)); do \
-		echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+	test -s $(BENCH)/prompts.json || $(BIN)/python benchmarks/make_workload.py $(BENCH) --vocabulary 8192
+	for lm in --no-lm --lm; do $(BIN)/python benchmarks/outer_iteration.py --student $(BENCH)/student \
+		--teacher $(BENCH)/teacher --prompts $(BENCH)/prompts.json --threads 2 $$lm $(ARGS) || exit 1; done
+	$(BIN)/python benchmarks/kill_resume.py
 	$(if $(GOLDEN),$(BIN)/python benchmarks/official_parity.py $(GOLDEN))
 
 wheel: $(STAMP)
