@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
-from transformers.activations import FastGELUActivation, GELUTanh, NewGELUActivation
+from transformers.activations import FastGELUActivation, NewGELUActivation
 
 _TANH_GELU = (NewGELUActivation, FastGELUActivation)
 
@@ -18,4 +18,4 @@ def fuse_activations(model: nn.Module) -> None:
     for module in model.modules():
         for name, child in module.named_children():
             if type(child) in _TANH_GELU:
-                setattr(module, name, GELUTanh())
+                setattr(module, name, nn.GELU(approximate="tanh"))

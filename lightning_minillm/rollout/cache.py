@@ -76,7 +76,9 @@ class _InPlaceLayer(CacheLayerMixin):
         for store in (self.keys, self.values):
             store[targets, :, : self.length] = store[sources, :, : self.length]
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+    def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
+        if isinstance(query_length, Tensor):  # transformers 4 gives the positions of the queries
+            query_length = len(query_length)
         length = self.get_seq_length()
         first = 0 if self.sliding_window is None else max(0, length - self.sliding_window + 1)
         return length - first + query_length, first
@@ -86,6 +88,8 @@ class _InPlaceLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return -1 if self.sliding_window is None else self.sliding_window
+
+    get_max_cache_shape = get_max_length  # its name in transformers 4
 
 
 class InPlaceCache(Cache):

@@ -109,8 +109,13 @@ def gradient_step(module, data, trainer, weights_of):
 
 @pytest.mark.parametrize(
     "options",
-    [{"teacher_cache": "none"}, {"recompute_logprobs": True}, {"rollout_batch_size": 64}],
-    ids=["teacher again", "recomputed", "one batch"],
+    [
+        {"teacher_cache": "none"},
+        {"recompute_logprobs": True},
+        {"rollout_batch_size": 64},
+        {"gradient_checkpointing": True},
+    ],
+    ids=["teacher again", "recomputed", "one batch", "layers again"],
 )
 def test_options_for_speed_and_memory_change_no_gradient(
     options, make_minillm, make_data, make_trainer, sgd, weights_of
