@@ -154,8 +154,11 @@ def build_trainer(
         node["accumulate_grad_batches"] = plan.accumulation
         node["val_check_interval"] = min(config["eval_every"], config["max_steps"]) * plan.accumulation
         node["check_val_every_n_epoch"] = None
-    callbacks: dict[str, Callback] = build_all(config.get("callbacks") or {})
     loggers = list(build_all(config.get("logger") or {}).values())
+    nodes = dict(config.get("callbacks") or {})
+    if not loggers:
+        nodes.pop("learning_rate", None)  # it refuses to be without a logger
+    callbacks: dict[str, Callback] = build_all(nodes)
     node |= {
         "callbacks": [*callbacks.values(), *extra_callbacks],
         "logger": loggers or False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from lightning_minillm.cli.build import (
     prepare_data,
 )
 from lightning_minillm.cli.config import Config, run_command, to_plain
+from lightning_minillm.cli.sweeps import run_job
 from lightning_minillm.models.checkpoints import load_weights, read_metadata
 from lightning_minillm.strategies.checkpoints import backup_of
 
@@ -133,7 +135,7 @@ def _finish(config: Config, trainer: Trainer, module: CausalLMModule, callbacks:
 
 def main() -> None:
     """Run ``train`` from the command line."""
-    run_command(train, "train")
+    run_command(partial(run_job, train, "train"), "train")
 
 
 if __name__ == "__main__":

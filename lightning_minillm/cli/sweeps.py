@@ -1,0 +1,54 @@
+"""Jobs of a sweep that need several processes.
+
+Lightning starts the other ranks by repeating the command line, which in a sweep would be the whole sweep, and it leaves
+its ranks in the environment for the next job. So such a job becomes a command of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_minillm.cli.build import world_size
+from lightning_minillm.cli.config import quote
+
+# What a launcher tells the processes that it starts.
+_RANKS = (
+    "RANK",
+    "LOCAL_RANK",
+    "NODE_RANK",
+    "GROUP_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+
+
+def run_job(command: Callable[[DictConfig], Any], name: str, cfg: DictConfig) -> None:
+    """Run a command here, or in a process of its own if it is a sweep's job for several devices.
+
+    Args:
+        command: gets the configuration.
+        name: of the command's module in this package.
+        cfg: as composed, with ``trainer``.
+
+    Raises:
+        ValueError: the job failed; its messages were shown.
+    """
+    trainer: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
+    if HydraConfig.get().mode != RunMode.MULTIRUN or world_size(trainer) == 1:
+        command(cfg)
+        return
+    words = [*HydraConfig.get().overrides.task, f"hydra.run.dir={quote(HydraConfig.get().runtime.output_dir)}"]
+    environment = {key: value for key, value in os.environ.items() if key not in _RANKS}
+    done = subprocess.run([sys.executable, "-m", f"lightning_minillm.cli.{name}", *words], env=environment)
+    if done.returncode:
+        raise ValueError(f"the job {' '.join(HydraConfig.get().overrides.task)} ended with exit code {done.returncode}")
