@@ -12,7 +12,8 @@ from lightning_minillm.losses.chunking import ChunkSize
 from lightning_minillm.types import TokenSignals, TokenValues
 
 
-def _teacher_logits(signals: TokenSignals) -> Tensor:
+def teacher_logits(signals: TokenSignals) -> Tensor:
+    """Return the teacher's logits ``[N, V]`` of a loss that needs a teacher."""
     assert signals.teacher_logits is not None  # TokenLoss.forward has checked it
     return signals.teacher_logits
 
@@ -24,7 +25,7 @@ class ForwardKL(TokenLoss):
 
     def token_values(self, signals: TokenSignals) -> TokenValues:
         """Return the divergence of each token."""
-        value = divergences.forward_kl(signals.student_logits, _teacher_logits(signals))
+        value = divergences.forward_kl(signals.student_logits, teacher_logits(signals))
         return TokenValues(value, {"forward_kl": value})
 
 
@@ -35,7 +36,7 @@ class ReverseKL(TokenLoss):
 
     def token_values(self, signals: TokenSignals) -> TokenValues:
         """Return the divergence of each token."""
-        value = divergences.reverse_kl(signals.student_logits, _teacher_logits(signals))
+        value = divergences.reverse_kl(signals.student_logits, teacher_logits(signals))
         return TokenValues(value, {"reverse_kl": value})
 
 
@@ -60,7 +61,7 @@ class GeneralizedJSD(TokenLoss):
 
     def token_values(self, signals: TokenSignals) -> TokenValues:
         """Return the divergence of each token."""
-        value = divergences.generalized_jsd(signals.student_logits, _teacher_logits(signals), self.beta)
+        value = divergences.generalized_jsd(signals.student_logits, teacher_logits(signals), self.beta)
         return TokenValues(value, {"generalized_jsd": value})
 
 
@@ -69,5 +70,5 @@ class TeacherCrossEntropy(TokenLoss):
 
     def token_values(self, signals: TokenSignals) -> TokenValues:
         """Return the cross-entropy of each token."""
-        value = divergences.cross_entropy(signals.student_logits, _teacher_logits(signals))
+        value = divergences.cross_entropy(signals.student_logits, teacher_logits(signals))
         return TokenValues(value, {"teacher_cross_entropy": value})

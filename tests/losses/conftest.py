@@ -4,13 +4,19 @@ from torch import nn
 
 from lightning_minillm.functional.logprobs import TokenStates
 from lightning_minillm.losses import (
+    AdaptiveKL,
+    AlphaBetaDivergence,
     ForwardKL,
     GeneralizedJSD,
+    Jeffreys,
     KDLoss,
     LanguageModelingLoss,
     MiniLLMLoss,
     ReverseKL,
+    SkewedForwardKL,
+    SkewedReverseKL,
     TeacherCrossEntropy,
+    TotalVariation,
     WeightedLoss,
 )
 
@@ -20,6 +26,12 @@ LOSSES = {
     "forward_kl": ForwardKL,
     "reverse_kl": ReverseKL,
     "jsd": lambda chunk_size=None: GeneralizedJSD(0.3, chunk_size),
+    "skewed_forward_kl": lambda chunk_size=None: SkewedForwardKL(0.1, chunk_size),
+    "skewed_reverse_kl": lambda chunk_size=None: SkewedReverseKL(0.2, chunk_size),
+    "total_variation": TotalVariation,
+    "alpha_beta": lambda chunk_size=None: AlphaBetaDivergence(0.2, 0.7, chunk_size),
+    "adaptive_kl": lambda chunk_size=None: AdaptiveKL(0.5, chunk_size),
+    "jeffreys": Jeffreys,
     "teacher_cross_entropy": TeacherCrossEntropy,
     "kd": lambda chunk_size=None: KDLoss(0.5, chunk_size=chunk_size),
     "kd_reverse": lambda chunk_size=None: KDLoss(0.7, ReverseKL(), chunk_size),

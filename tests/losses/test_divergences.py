@@ -2,12 +2,32 @@ import pytest
 import torch
 
 from lightning_minillm.functional import divergences
-from lightning_minillm.losses import ForwardKL, GeneralizedJSD, LanguageModelingLoss, ReverseKL, TeacherCrossEntropy
+from lightning_minillm.functional.adaptive_kl import adaptive_kl
+from lightning_minillm.functional.alpha_beta import alpha_beta_divergence
+from lightning_minillm.losses import (
+    AdaptiveKL,
+    AlphaBetaDivergence,
+    ForwardKL,
+    GeneralizedJSD,
+    Jeffreys,
+    LanguageModelingLoss,
+    ReverseKL,
+    SkewedForwardKL,
+    SkewedReverseKL,
+    TeacherCrossEntropy,
+    TotalVariation,
+)
 
 CASES = [
     (ForwardKL(), divergences.forward_kl, "forward_kl"),
     (ReverseKL(), divergences.reverse_kl, "reverse_kl"),
     (GeneralizedJSD(0.2), lambda s, t: divergences.generalized_jsd(s, t, 0.2), "generalized_jsd"),
+    (SkewedForwardKL(0.2), lambda s, t: divergences.skewed_forward_kl(s, t, 0.2), "skewed_forward_kl"),
+    (SkewedReverseKL(0.2), lambda s, t: divergences.skewed_reverse_kl(s, t, 0.2), "skewed_reverse_kl"),
+    (TotalVariation(), divergences.total_variation, "total_variation"),
+    (Jeffreys(), divergences.jeffreys, "jeffreys"),
+    (AlphaBetaDivergence(0.3, 0.4), lambda s, t: alpha_beta_divergence(s, t, 0.3, 0.4), "alpha_beta_divergence"),
+    (AdaptiveKL(0.4), lambda s, t: adaptive_kl(s, t, 0.4), "adaptive_kl"),
     (TeacherCrossEntropy(), divergences.cross_entropy, "teacher_cross_entropy"),
 ]
 
@@ -33,6 +53,21 @@ def test_kl_names_give_the_direction(make_tokens):
 def test_the_ends_of_beta_are_losses_of_their_own(beta):
     with pytest.raises(ValueError, match="use ForwardKL or ReverseKL"):
         GeneralizedJSD(beta)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SkewedForwardKL(1.0),
+        lambda: SkewedReverseKL(-0.1),
+        lambda: AlphaBetaDivergence(-1.0, 1.0),
+        lambda: AlphaBetaDivergence(0.0, 0.0),
+        lambda: AdaptiveKL(0.0),
+    ],
+)
+def test_options_are_checked_when_the_loss_is_made(make):
+    with pytest.raises(ValueError, match="must"):
+        make()
 
 
 def test_language_modeling_is_torchs_cross_entropy(make_tokens):
