@@ -158,7 +158,8 @@ def total_variation(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         ``[N]`` in ``[0, 1]``. A student that is sure of another token than the teacher gets hardly any gradient.
 
     Example:
-        >>> total_variation(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()).item()
+        >>> value = total_variation(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log())
+        >>> round(value.item(), 4)
         0.25
     """
     return (teacher_logits.softmax(-1) - student_logits.softmax(-1)).abs().sum(-1) / 2
