@@ -29,6 +29,7 @@ def adaptive_kl(student_logits: Tensor, teacher_logits: Tensor, head_mass: float
         ValueError: head_mass outside (0, 1).
 
     Example:
+        >>> import torch
         >>> logits = torch.tensor([[0.0, 1.0]])
         >>> adaptive_kl(logits, logits).abs().item() < 1e-6
         True
