@@ -1,0 +1,147 @@
+"""Whose text a batch of distillation is on: references, the teacher's, the student's, or several in turn.
+
+A source is asked for the text of one phase and gets the means to write it; it never sees a model. What it draws at
+random comes from (seed, phase) alone, so that all ranks take the same turn and a resumed run goes on as it would have.
+
+Legend: B rows.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lightning_minillm.types import PromptBatch, RolloutBatch
+
+Writer = Callable[[PromptBatch], RolloutBatch]
+
+
+@dataclass(frozen=True)
+class TextRequest:
+    """What a source is asked, and with what it may answer.
+
+    Attributes:
+        prompts: B prompts of this rank.
+        phase: number of the phase, from 0.
+        progress: share of the training that is done, in [0, 1].
+        seed: of the run.
+        reference: returns the data set's responses to prompts.
+        student: samples the student's, with its weights of now.
+        teacher: samples the teacher's.
+    """
+
+    prompts: PromptBatch
+    phase: int
+    progress: float
+    seed: int
+    reference: Writer
+    student: Writer
+    teacher: Writer
+
+    def draw(self) -> float:
+        """Return a number in [0, 1) that is the same on all ranks."""
+        return float(np.random.default_rng((self.seed, self.phase)).random())
+
+
+class TextSource(ABC):
+    """Decides whose text a phase is on.
+
+    Subclasses implement :meth:`text`; those that remember something also :meth:`state_dict` and
+    :meth:`load_state_dict`, which travel in checkpoints.
+    """
+
+    @abstractmethod
+    def text(self, request: TextRequest) -> RolloutBatch:
+        """Return B rows of prompts with responses."""
+
+    def on_validation(self, loss: float) -> None:  # noqa: B027 - most sources do not listen
+        """Hear of a validation loss; the same value on all ranks."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has to survive a restart."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most sources remember nothing
+        """Restore what :meth:`state_dict` gave."""
+
+
+class ReferenceText(TextSource):
+    """The data set's own responses: off-policy distillation (Hinton et al., arXiv 1503.02531)."""
+
+    def text(self, request: TextRequest) -> RolloutBatch:
+        """Return the references."""
+        return request.reference(request.prompts)
+
+
+class TeacherText(TextSource):
+    """The teacher's responses, sampled as they are needed (ImitKD, arXiv 2009.07253, without its mixing)."""
+
+    def text(self, request: TextRequest) -> RolloutBatch:
+        """Return the teacher's responses."""
+        return request.teacher(request.prompts)
+
+
+class StudentText(TextSource):
+    """The student's responses in a share of the phases, the references in the others (GKD, arXiv 2306.13649, Alg. 1).
+
+    Args:
+        student_fraction: lambda in [0, 1]; 1 is purely on-policy, 0 off-policy.
+
+    Raises:
+        ValueError: student_fraction outside [0, 1].
+    """
+
+    def __init__(self, student_fraction: float = 1.0) -> None:
+        if not 0 <= student_fraction <= 1:
+            raise ValueError(f"student_fraction must lie in [0, 1], got {student_fraction}")
+        self.student_fraction = student_fraction
+
+    def text(self, request: TextRequest) -> RolloutBatch:
+        """Return the student's responses or the references."""
+        write = request.student if request.draw() < self.student_fraction else request.reference
+        return write(request.prompts)
+
+
+class MixedText(TextSource):
+    """Several sources, one of which is drawn for each phase.
+
+    Args:
+        sources: at least one by name.
+        weights: of each name; not negative, and not all 0. They need not sum to 1.
+
+    Raises:
+        ValueError: names differ, or weights out of range.
+    """
+
+    def __init__(self, sources: Mapping[str, TextSource], weights: Mapping[str, float]) -> None:
+        if set(sources) != set(weights):
+            raise ValueError(f"sources {sorted(sources)} and weights {sorted(weights)} must have the same names")
+        if min(weights.values(), default=0) < 0 or sum(weights.values()) <= 0:
+            raise ValueError(f"weights must be at least 0, and not all 0; got {dict(weights)}")
+        self.sources = dict(sources)
+        total = sum(weights.values())
+        self._bounds = np.cumsum([weights[name] / total for name in self.sources])
+
+    def text(self, request: TextRequest) -> RolloutBatch:
+        """Return the text of the source whose turn it is."""
+        generator = np.random.default_rng((request.seed, request.phase, 1))  # not the number that a source draws
+        place = min(int(np.searchsorted(self._bounds, generator.random(), side="right")), len(self.sources) - 1)
+        return list(self.sources.values())[place].text(request)
+
+    def on_validation(self, loss: float) -> None:
+        """Tell every source."""
+        for source in self.sources.values():
+            source.on_validation(loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return every source's."""
+        return {name: source.state_dict() for name, source in self.sources.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore every source."""
+        for name, source in self.sources.items():
+            source.load_state_dict(state[name])
