@@ -3,7 +3,29 @@
 from lightning_minillm.rollout.buffer import RolloutBuffer
 from lightning_minillm.rollout.collector import collect_rollouts
 from lightning_minillm.rollout.config import SamplingConfig
+from lightning_minillm.rollout.replay import AdaptiveReplay
 from lightning_minillm.rollout.sampler import MixtureSampler
 from lightning_minillm.rollout.scoring import score_responses
+from lightning_minillm.rollout.sources import (
+    MixedText,
+    ReferenceText,
+    StudentText,
+    TeacherText,
+    TextRequest,
+    TextSource,
+)
 
-__all__ = ["MixtureSampler", "RolloutBuffer", "SamplingConfig", "collect_rollouts", "score_responses"]
+__all__ = [
+    "AdaptiveReplay",
+    "MixedText",
+    "MixtureSampler",
+    "ReferenceText",
+    "RolloutBuffer",
+    "SamplingConfig",
+    "StudentText",
+    "TeacherText",
+    "TextRequest",
+    "TextSource",
+    "collect_rollouts",
+    "score_responses",
+]

@@ -1,0 +1,116 @@
+"""DistiLLM's adaptive off-policy text: a buffer of the student's responses that is read again and again.
+
+Legend: B rows, C rows of the buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+
+from lightning_minillm.rollout.batching import concatenate_rollouts, select_rollouts
+from lightning_minillm.rollout.sources import TextRequest, TextSource
+from lightning_minillm.types import RolloutBatch
+
+FreshShare = Literal["decreasing", "constant", "increasing"]
+
+
+class AdaptiveReplay(TextSource):
+    """References at first; student text, more and more of it replayed, as validation worsens (arXiv 2402.03898).
+
+    A phase is on student text with ``probability``. That is freshly sampled while the buffer has room, and later in a
+    share of the cases; otherwise it comes from the buffer, with the prompts that it was written for. The defaults are
+    the official code's (distillm, finetune.py and its scripts).
+
+    Args:
+        probability: of student text at the start, in [0, 1].
+        step: by how much a worse validation raises it, in (0, 1].
+        tolerance: how much worse in nats a token counts, at least 0; compared with the loss at the last rise.
+        capacity: C, rows that the buffer of a rank holds; the oldest leave first.
+        fresh: share of student text that is sampled anew once the buffer is full: 1 minus the training's progress,
+            one half, or the progress.
+
+    Raises:
+        ValueError: an option outside its range.
+    """
+
+    def __init__(
+        self,
+        probability: float = 0.0,
+        step: float = 0.1,
+        tolerance: float = 0.1,
+        capacity: int = 1000,
+        fresh: FreshShare = "decreasing",
+    ) -> None:
+        if not 0 <= probability <= 1 or not 0 < step <= 1 or tolerance < 0 or capacity < 1:
+            raise ValueError(
+                "probability must lie in [0, 1], step in (0, 1], tolerance be at least 0 and capacity at least 1; got"
+                f" {probability}, {step}, {tolerance} and {capacity}"
+            )
+        if fresh not in get_args(FreshShare):
+            raise ValueError(f"fresh must be one of {get_args(FreshShare)}, got {fresh!r}")
+        self.probability = probability
+        self.step = step
+        self.tolerance = tolerance
+        self.capacity = capacity
+        self.fresh = fresh
+        self._compared_loss: float | None = None
+        self._buffer: RolloutBatch | None = None
+
+    def __len__(self) -> int:
+        return 0 if self._buffer is None else len(self._buffer)
+
+    def text(self, request: TextRequest) -> RolloutBatch:
+        """Return references, fresh student text, or replayed student text.
+
+        Raises:
+            ValueError: the buffer holds less than a phase.
+        """
+        count = len(request.prompts.indices)
+        if count > self.capacity:
+            raise ValueError(f"capacity={self.capacity} rows hold no phase of {count}: give at least {count}")
+        draw = request.draw()
+        if draw >= self.probability:
+            return request.reference(request.prompts)
+        if len(self) < self.capacity or draw < self.probability * self._fresh_share(request.progress):
+            return self._remember(request.student(request.prompts))
+        assert self._buffer is not None
+        generator = np.random.default_rng((request.seed, request.phase, 2))
+        rows = torch.from_numpy(generator.choice(len(self), size=count, replace=False))
+        return select_rollouts(self._buffer, rows).to(request.prompts.input_ids.device)
+
+    def _fresh_share(self, progress: float) -> float:
+        return {"decreasing": 1 - progress, "constant": 0.5, "increasing": progress}[self.fresh]
+
+    def _remember(self, written: RolloutBatch) -> RolloutBatch:
+        kept = replace(written.to("cpu"), teacher_logprobs=None, reward_logprobs=None, teacher_hidden=None)
+        joined = kept if self._buffer is None else concatenate_rollouts([self._buffer, kept], pad_token_id=0)
+        newest = torch.arange(max(0, len(joined) - self.capacity), len(joined))
+        self._buffer = select_rollouts(joined, newest)
+        return written
+
+    def on_validation(self, loss: float) -> None:
+        """Raise the probability where the loss is worse than at the last rise, or than the first one."""
+        if self._compared_loss is None:
+            self._compared_loss = loss
+        elif loss >= self._compared_loss + self.tolerance:
+            self.probability = min(1.0, self.probability + self.step)
+            self._compared_loss = loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return probability, the loss to compare with, and this rank's buffer."""
+        buffer = None
+        if self._buffer is not None:
+            values = {field.name: getattr(self._buffer, field.name) for field in fields(self._buffer)}
+            buffer = {name: value for name, value in values.items() if value is not None}
+        return {"probability": self.probability, "compared_loss": self._compared_loss, "buffer": buffer}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self.probability, self._compared_loss = state["probability"], state["compared_loss"]
+        missing: dict[str, Any] = {"teacher_logprobs": None, "reward_logprobs": None}
+        self._buffer = None if state["buffer"] is None else RolloutBatch(**{**missing, **state["buffer"]})
