@@ -1,24 +1,9 @@
 """The opponent does the same mathematics as the package: same rollouts, same loss, same gradient."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 TINY = '{"model_type": "gpt2", "n_layer": 2, "n_embd": 16, "n_head": 2}'
-
-
-@pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    known = set(sys.modules)
-    yield importlib.import_module
-    for name in set(sys.modules) - known:
-        if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == FOLDER:
-            del sys.modules[name]
 
 
 @pytest.fixture
