@@ -14,7 +14,8 @@ Fields: ``rollout_s``, ``update_s``, ``total_s`` of the fastest repeat, ``..._me
 (optimiser steps); ``step_s`` = total_s / steps; ``mean_length`` (response tokens, eos included); ``start_rss_mb`` and
 ``peak_rss_mb`` (resident memory of this process before the first iteration, with both models loaded, and at its peak);
 ``peak_device_mb`` (tensors on the GPU); ``floor_s`` with its parts (see arithmetic.py) and
-``floor_ratio`` = total_s / floor_s.
+``floor_ratio`` = total_s / floor_s. ``--profile FILE`` runs once more afterwards under torch's profiler, and writes
+which operations took how long.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -231,6 +233,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     fields = {**summary(times), "steps": iteration.buffer.num_steps}
     fields["step_s"] = fields["total_s"] / fields["steps"]
     memory = {"start_rss_mb": start_rss, "peak_rss_mb": peak_rss_mb(), "peak_device_mb": peak_device_mb(device)}
+    if arguments.profile:
+        arguments.profile.write_text(profile(iteration))
     work, dtype = iteration.work(), getattr(torch, arguments.dtype)
     bandwidth = copy_rate(device) if device.type == "cuda" else None
     floor = floor_fields(work, arguments.method, fields["total_s"], matrix_rate(device, dtype), bandwidth, dtype)
@@ -247,6 +251,17 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def profile(iteration: OuterIteration) -> str:
+    """Return a table of the operations of one outer iteration, the longest first."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if iteration.device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as recorded:
+        iteration.run()
+    key = "self_cuda_time_total" if iteration.device.type == "cuda" else "self_cpu_time_total"
+    return recorded.key_averages().table(sort_by=key, row_limit=25, max_name_column_width=48)
+
+
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -254,6 +269,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--method", choices=("minillm", "kd"), default="minillm")
     parser.add_argument("--micro-batch-size", type=int, default=None, help="rows of a pass (default: --batch-size)")
     parser.add_argument("--rollout-batch-size", type=int, default=64, help="rows that are sampled together")
+    parser.add_argument("--profile", type=Path, metavar="FILE", help="write a profile of one more iteration")
     parser.add_argument("--teacher-cache", choices=("hidden", "none"), default="hidden")
     arguments = parser.parse_args(argv)
     arguments.micro_batch_size = arguments.micro_batch_size or arguments.batch_size

@@ -18,6 +18,7 @@ The official code makes more passes than these; where there was a doubt, the che
 that of ``loss=minillm_official``: the tests hold the policy loss to ``MiniLLMModule``'s. Fields are those of
 outer_iteration.py, without the floor.
 
+``--peer trl`` times TRL's DistillationTrainer instead, where TRL is installed; see trl_schedule.py.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import trl_schedule
 from measure import Times, clock, machine, peak_device_mb, peak_rss_mb, rounded, rss_mb, summary
 from torch import Tensor
 from torch.nn import functional as F
@@ -287,13 +289,16 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument("--chunk-size", type=int, default=16, help="prompts generated together (default: %(default)s)")
+    parser.add_argument("--peer", choices=("trl",), default=None, help="time a peer's trainer instead")
     parser.add_argument("--second-generation", action=argparse.BooleanOptionalAction, default=True)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    print(json.dumps(rounded(measure(parse(argv)))), flush=True)
+    arguments = parse(argv)
+    result = trl_schedule.measure(arguments) if arguments.peer == "trl" else measure(arguments)
+    print(json.dumps(rounded(result)), flush=True)
     return 0
 
 

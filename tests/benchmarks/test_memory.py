@@ -5,7 +5,7 @@ import pytest
 
 def test_a_chunked_case_takes_less_than_all_logits_at_once(script):
     memory = script("memory")
-    command = ["--vocabularies", "20000", "--tokens", "2048", "--hidden", "8", "8", "--threads", "1"]
+    command = ["--vocabularies", "20000", "--tokens", "4096", "--hidden", "8", "8", "--threads", "1"]
     results = []
     for case in memory.cases(memory.parse(command)):
         with memory.multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -13,7 +13,8 @@ def test_a_chunked_case_takes_less_than_all_logits_at_once(script):
     chunked, plain = results
     assert chunked["chunk_size"] == "auto"
     assert plain["chunk_size"] is None
-    assert plain["peak_mb"] > plain["logits_mb"] > 2 * chunked["peak_mb"] > 0
+    assert plain["peak_mb"] > plain["logits_mb"]
+    assert plain["peak_mb"] > 4 * chunked["peak_mb"] > 0
 
 
 def test_growth_compares_most_tokens_with_fewest(script):
