@@ -23,7 +23,7 @@ endif
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 WANDB_MODE=offline
 PYTEST := $(OFFLINE) $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: help install quickstart test test-all lint format bench wheel
+.PHONY: help install quickstart test test-all lint format bench bench-gpu wheel
 
 help:
 	@echo "install     make $(VENV) and install the package in it, with the tested versions"
@@ -33,6 +33,7 @@ help:
 	@echo "lint        ruff and mypy"
 	@echo "format      ruff, with changes"
 	@echo "bench       the benchmarks (GOLDEN='FILE...' adds the comparison with the official code)"
+	@echo "bench-gpu   the benchmarks at the paper's sizes on a GPU (BENCH_PYTHON=python for torch's own environment)"
 	@echo "wheel       the distributable files in dist/"
 
 install: $(STAMP)
@@ -62,14 +63,41 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-BENCH := outputs/bench/v8192
+BENCH := outputs/bench
+BENCH_PYTHON := $(BIN)/python
+# student, teacher and prompts of a folder that make_workload.py wrote
+workload = --student $(BENCH)/$(1)/student --teacher $(BENCH)/$(1)/teacher --prompts $(BENCH)/$(1)/prompts.json
 
-bench: $(STAMP)
-	test -s $(BENCH)/prompts.json || $(BIN)/python benchmarks/make_workload.py $(BENCH) --vocabulary 8192
-	for lm in --no-lm --lm; do $(BIN)/python benchmarks/outer_iteration.py --student $(BENCH)/student \
-		--teacher $(BENCH)/teacher --prompts $(BENCH)/prompts.json --threads 2 $$lm $(ARGS) || exit 1; done
-	$(BIN)/python benchmarks/kill_resume.py
-	$(if $(GOLDEN),$(BIN)/python benchmarks/official_parity.py $(GOLDEN))
+$(BENCH)/v8192/prompts.json $(BENCH)/v32768/prompts.json: $(BENCH)/v%/prompts.json: $(STAMP)
+	$(BENCH_PYTHON) benchmarks/make_workload.py $(@D) --vocabulary $*
+
+bench: $(STAMP) $(BENCH)/v8192/prompts.json $(BENCH)/v32768/prompts.json
+	set -e; for script in outer_iteration reference_schedule; do for lm in --no-lm --lm; do \
+		$(BENCH_PYTHON) benchmarks/$$script.py $(call workload,v8192) --threads 2 $$lm $(ARGS); done; \
+		$(BENCH_PYTHON) benchmarks/$$script.py $(call workload,v32768) --rollouts 32 --threads 2 --no-lm $(ARGS); done
+	$(BENCH_PYTHON) benchmarks/outer_iteration.py $(call workload,v8192) --threads 2 --no-lm --method kd $(ARGS)
+	$(BENCH_PYTHON) benchmarks/memory.py --threads 2
+	$(BENCH_PYTHON) benchmarks/kill_resume.py
+	$(if $(GOLDEN),$(BENCH_PYTHON) benchmarks/official_parity.py $(GOLDEN))
+
+# On a machine whose torch is built for its GPU: BENCH_PYTHON names the interpreter that has it.
+GPU := --device cuda --dtype bfloat16 --rollouts 256 --batch-size 64 --max-prompt-length 256 --max-length 512 \
+	--rollout-batch-size 256 --no-lm
+XL := --teacher gpt2-xl --vocabulary 50257 --num-prompts 256 --prompt-lengths 256 256 --max-new-tokens 256 \
+	--mean-length 255 --num-lm 0 --dtype bfloat16
+QWEN := --student qwen-1.5b --teacher qwen-7b --vocabulary 152064 --num-prompts 64 --prompt-lengths 256 256 \
+	--max-new-tokens 256 --mean-length 255 --num-lm 0 --dtype bfloat16
+
+bench-gpu:
+	test -s $(BENCH)/xl120/prompts.json || $(BENCH_PYTHON) benchmarks/make_workload.py $(BENCH)/xl120 \
+		--student gpt2-120m $(XL)
+	test -s $(BENCH)/xl340/prompts.json || $(BENCH_PYTHON) benchmarks/make_workload.py $(BENCH)/xl340 \
+		--student gpt2-340m $(XL)
+	test -s $(BENCH)/qwen/prompts.json || $(BENCH_PYTHON) benchmarks/make_workload.py $(BENCH)/qwen $(QWEN)
+	for folder in xl120 xl340; do $(BENCH_PYTHON) benchmarks/outer_iteration.py --student $(BENCH)/$$folder/student \
+		--teacher $(BENCH)/$$folder/teacher --prompts $(BENCH)/$$folder/prompts.json $(GPU) $(ARGS) || exit 1; done
+	$(BENCH_PYTHON) benchmarks/outer_iteration.py $(call workload,qwen) $(GPU) --rollouts 64 --batch-size 16 $(ARGS)
+	$(BENCH_PYTHON) benchmarks/memory.py --device cuda
 
 wheel: $(STAMP)
 	$(BIN)/python -m build

@@ -3,7 +3,7 @@
 What TRL does and what it does not: responses from the student alone (``--teacher-mix-alpha 0``), one optimiser step a
 batch of them (``--ppo-epochs 1``), no pretraining batch; its loss is the reverse KL of every prefix, which is MiniLLM's
 single-step term alone. Generation and update are not told apart: only ``total_s`` is measured, the time of ``train``.
-TRL reads text; a tokenizer whose words are the ids' own numbers gives it the ids of the file.
+TRL reads text; a tokenizer whose words are ``<0>``, ``<1>``, ... gives it the ids of the file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from measure import Times, clock, machine, peak_device_mb, peak_rss_mb, rss_mb, summary
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, PrinterCallback
 from workload import GRADIENT_CLIP, OPTIMIZER, Workload, load_workload, setting_fields
 
 
@@ -37,11 +37,21 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def tokenizer_of_numbers(vocabulary: int, workload: Workload) -> PreTrainedTokenizerFast:
-    """Return a tokenizer for which token 17 is the word "17"."""
-    words = Tokenizer(models.WordLevel({str(number): number for number in range(vocabulary)}, unk_token="0"))
+    """Return a tokenizer for which token 17 is the word "<17>"; none lies in another, as "1" would in "17"."""
+    words = Tokenizer(models.WordLevel({f"<{number}>": number for number in range(vocabulary)}, unk_token="<0>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    eos, pad = str(workload.eos_token_ids[0]), str(workload.pad_token_id)
-    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token=eos, pad_token=pad, unk_token="0")
+    eos, pad = f"<{workload.eos_token_ids[0]}>", f"<{workload.pad_token_id}>"
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token=eos, pad_token=pad, unk_token="<0>")
+
+
+def as_text(ids: list[int]) -> str:
+    """Return the text that the tokenizer reads as ``ids``.
+
+    Example:
+        >>> as_text([5, 17])
+        '<5> <17>'
+    """
+    return " ".join(f"<{number}>" for number in ids)
 
 
 def _train(arguments: argparse.Namespace, workload: Workload, folder: str) -> Times:
@@ -75,9 +85,10 @@ def _train(arguments: argparse.Namespace, workload: Workload, folder: str) -> Ti
         model=student,
         teacher_model=teacher,
         args=config,
-        train_dataset=Dataset.from_list([{"prompt": " ".join(map(str, ids))} for ids in workload.prompts]),
+        train_dataset=Dataset.from_list([{"prompt": as_text(ids)} for ids in workload.prompts]),
         processing_class=tokenizer_of_numbers(student.config.vocab_size, workload),
     )
+    trainer.remove_callback(PrinterCallback)  # standard output is for the result
     device = torch.device(arguments.device)
     started = clock(device)
     trainer.train()

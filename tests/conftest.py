@@ -104,6 +104,12 @@ def build_word_tokenizer(pad_token=None, words=VOCAB_SIZE):
     return PreTrainedTokenizerFast(tokenizer_object=backend, padding_side="left", **special)
 
 
+def pytest_runtest_setup(item):
+    """Skip what needs a GPU where there is none."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+
+
 @pytest.fixture(scope="session")
 def make_model():
     """``make_model(family, seed=0, vocab_size=37, **config)``."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -60,6 +60,9 @@ class SplitCausalLM:
     def __init__(self, model: PreTrainedModel, vocabulary: int | None = None) -> None:
         self.model = model
         self.vocabulary: int | None = None
+        self.may_be_static = True
+        """Whether decode steps of fixed shapes have not failed yet; the sampler remembers it here."""
+        self._training_hidden: Callable[..., tuple[Tensor, Any]] = self.hidden
         self._body = model.base_model if model.base_model is not model else None
         self._head = model.get_output_embeddings()
         self._config = model.config.get_text_config()
@@ -75,6 +78,11 @@ class SplitCausalLM:
         self.vocabulary = vocabulary
 
     @property
+    def takes_positions(self) -> bool:
+        """Whether positions are an input of the model."""
+        return self._takes_positions
+
+    @property
     def hidden_size(self) -> int:
         """Columns of what :meth:`hidden` returns: H, or V for a model that cannot be split."""
         weight: Tensor = self._head.weight
@@ -88,7 +96,8 @@ class SplitCausalLM:
         Args:
             input_ids: ``[B, L]`` int64.
             attention_mask: ``[B, S]`` bool, over the cached tokens and ``input_ids``; ``None`` where all count, or
-                where padding is on the right alone, so that no token that counts can see it.
+                where padding is on the right alone, so that no token that counts can see it. ``[B, 1, L, S]`` is
+                taken as it is: which cached token each may see.
             positions: ``[B, L]`` int64; counted from the mask when ``None``, so that left padding does not matter.
                 Without either, they are the model's own.
             cache: a transformers cache to read and extend; ``None`` for none.
@@ -104,9 +113,11 @@ class SplitCausalLM:
         kwargs: dict[str, Any] = {"position_ids": positions} if self._takes_positions else {}
         runner = self._body if self.is_split else self.model
         assert runner is not None
+        if attention_mask is not None and attention_mask.ndim == 2:
+            attention_mask = attention_mask.long()
         output = runner(
             input_ids=input_ids,
-            attention_mask=None if attention_mask is None else attention_mask.long(),
+            attention_mask=attention_mask,
             past_key_values=cache,
             use_cache=cache is not None,
             return_dict=True,
@@ -132,6 +143,17 @@ class SplitCausalLM:
             cap = self._config.final_logit_softcapping
             logits = torch.tanh(logits / cap) * cap
         return logits
+
+    def compile(self, backend: str) -> None:
+        """Run the body of :meth:`token_states` through ``torch.compile``, for any batch shape; not that of sampling.
+
+        Raises:
+            ValueError: an unknown backend.
+        """
+        known = torch.compiler.list_backends(exclude_tags=())
+        if backend not in known:
+            raise ValueError(f"unknown torch.compile backend {backend!r}; there are {', '.join(known)}")
+        self._training_hidden = torch.compile(self.hidden, backend=backend, dynamic=True)
 
     def token_states(
         self, input_ids: Tensor, attention_mask: Tensor, target_mask: Tensor
@@ -165,7 +187,7 @@ class SplitCausalLM:
 
     def _selected(self, input_ids: Tensor, target_mask: Tensor) -> Tensor:
         """Run the body over rows that are padded on the right: no token that counts sees what is behind it."""
-        hidden, _ = self.hidden(input_ids, None)
+        hidden, _ = self._training_hidden(input_ids, None)
         return select_targets(hidden, input_ids, target_mask)[0]
 
     def states(self, hidden: Tensor) -> TokenStates:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_minillm.functional.logprobs import TokenStates
@@ -48,6 +50,12 @@ class CausalLMModule(LightningModule):
         evaluation_seed: of that sampling.
         gradient_checkpointing: compute the student's layers again in the backward pass instead of keeping what they
             computed: less memory, about a third more time.
+        activation_offload: keep what the student's layers computed for the backward pass in the CPU's memory.
+        compile_backend: backend of ``torch.compile`` for the student's passes in training, e.g. ``"inductor"``;
+            ``None`` to run them as they are.
+
+    Raises:
+        ValueError: an option outside its range.
     """
 
     def __init__(
@@ -61,6 +69,8 @@ class CausalLMModule(LightningModule):
         evaluation_sampling: SamplingConfig | None = None,
         evaluation_seed: int = 10,
         gradient_checkpointing: bool = False,
+        activation_offload: bool = False,
+        compile_backend: str | None = None,
     ) -> None:
         super().__init__()
         self.evaluation_sampling = evaluation_sampling or SamplingConfig(teacher_mix_alpha=0.0)
@@ -69,6 +79,8 @@ class CausalLMModule(LightningModule):
         self.tokenizer = tokenizer
         self.evaluation_seed = evaluation_seed
         self.gradient_checkpointing = gradient_checkpointing
+        self.activation_offload = activation_offload
+        self.compile_backend = compile_backend
         self.student: PreTrainedModel | None = None
         # in a tuple: models that were given as such are no submodules, or checkpoints would hold the teacher
         self._sources = (student, teacher)
@@ -93,6 +105,8 @@ class CausalLMModule(LightningModule):
         if teacher is not None:
             self._teacher = (freeze(_make(teacher)),)
             self._warn_about_vocabulary()
+        if self.compile_backend is not None:
+            self.student_split.compile(self.compile_backend)
         self._shard_models()
 
     def _shard_models(self) -> None:
@@ -217,7 +231,9 @@ class CausalLMModule(LightningModule):
 
     def token_states(self, batch: TokenBatch) -> tuple[TokenStates, Tensor]:
         """Return the student's states of the target tokens, and their ids ``[N]``."""
-        return self.student_split.token_states(batch.input_ids, batch.attention_mask, batch.target_mask)
+        offload = save_on_cpu(pin_memory=batch.input_ids.is_cuda) if self.activation_offload else nullcontext()
+        with offload:
+            return self.student_split.token_states(batch.input_ids, batch.attention_mask, batch.target_mask)
 
     def teacher_token_states(self, batch: TokenBatch) -> TokenStates:
         """Return the teacher's states of the target tokens, without graph."""

@@ -7,6 +7,8 @@ Legend: B rows, A rows still running, P prompt slots, S slots, D head size.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,7 @@ class _Extent:
     prompt_width: int
     capacity: int
     prefill_rows: slice | None = None
+    slot: Tensor | None = None
 
 
 class _InPlaceLayer(CacheLayerMixin):
@@ -40,8 +43,9 @@ class _InPlaceLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         shape = (self._extent.num_rows, key_states.shape[1], self._extent.capacity)
-        self.keys = key_states.new_empty(*shape, key_states.shape[-1])
-        self.values = value_states.new_empty(*shape, value_states.shape[-1])
+        # zeros: what is masked still spreads where it is no number
+        self.keys = key_states.new_zeros(*shape, key_states.shape[-1])
+        self.values = value_states.new_zeros(*shape, value_states.shape[-1])
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -51,24 +55,26 @@ class _InPlaceLayer(CacheLayerMixin):
         if group is not None:
             start = width - key_states.shape[-2]
             for store, states in ((self.keys, key_states), (self.values, value_states)):
-                store[group, :, :start] = 0  # masked, but what is not a number would still spread
                 store[group, :, start:width] = states
             return key_states, value_states
+        count, slot = self._extent.num_rows, self._extent.slot
+        if slot is not None:
+            keys, values = self.keys[:count], self.values[:count]
+            return keys.index_copy_(2, slot, key_states), values.index_copy_(2, slot, value_states)
         start, self.length = self.length, self.length + key_states.shape[-2]
-        self._reserve(self.length)
-        count = self._extent.num_rows
+        self.reserve(self.length)
         self.keys[:count, :, start : self.length] = key_states
         self.values[:count, :, start : self.length] = value_states
         first = 0 if self.sliding_window is None else max(0, start - self.sliding_window + 1)
         return self.keys[:count, :, first : self.length], self.values[:count, :, first : self.length]
 
-    def _reserve(self, length: int) -> None:
+    def reserve(self, length: int) -> None:
         if length <= self.keys.shape[-2]:
             return
         count = self._extent.num_rows
         for name in ("keys", "values"):
             old = getattr(self, name)
-            new = old.new_empty(count, old.shape[1], max(length, old.shape[2] + _BLOCK), old.shape[3])
+            new = old.new_zeros(count, old.shape[1], max(length, old.shape[2] + _BLOCK), old.shape[3])
             new[:, :, : old.shape[2]] = old[:count]
             setattr(self, name, new)
 
@@ -113,8 +119,43 @@ class InPlaceCache(Cache):
     def finish_prefill(self) -> None:
         """Go over from prompts to sampled tokens."""
         self._extent.prefill_rows = None
+        self.rewind(self._extent.prompt_width)
+
+    @property
+    def length(self) -> int:
+        """Slots in use, the prompts' among them."""
+        return self._any_layer.length
+
+    @property
+    def capacity(self) -> int:
+        """Slots there are, one more than :attr:`length` at least: more are made where they are full."""
         for layer in self.layers:
-            layer.length = self._extent.prompt_width
+            layer.reserve(self.length + 1)
+        return self._any_layer.keys.shape[-2]
+
+    @property
+    def _any_layer(self) -> _InPlaceLayer:
+        layer = self.layers[0]
+        assert isinstance(layer, _InPlaceLayer)
+        return layer
+
+    @contextmanager
+    def static(self, slot: Tensor) -> Iterator[None]:
+        """Write the next token to ``slot`` ``[1]`` and return all slots; :meth:`count_token` counts it."""
+        self._extent.slot = slot
+        try:
+            yield
+        finally:
+            self._extent.slot = None
+
+    def count_token(self) -> None:
+        """Count a token of each row that was written in :meth:`static`."""
+        self.rewind(self.length + 1)
+
+    def rewind(self, length: int) -> None:
+        """Set the number of slots in use."""
+        for layer in self.layers:
+            layer.length = length
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only the rows ``indices`` ``[A]``; see :func:`rows_to_keep` for an order that moves few."""

@@ -5,6 +5,7 @@ Legend: B rows, A rows still running, P prompt tokens, H hidden size.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,7 @@ from lightning_minillm.functional.masking import position_ids
 from lightning_minillm.models.sharding import is_sharded
 from lightning_minillm.models.split import SplitCausalLM, pass_groups
 from lightning_minillm.rollout.cache import InPlaceCache, make_cache
+from lightning_minillm.rollout.static_step import StaticStep, StaticStepError, check_agreement, has_static_step
 from lightning_minillm.types import PromptBatch
 
 
@@ -25,9 +27,17 @@ class Decoder:
         prompts: left-padded, the longest first, without a column that is padding in all rows.
         lengths: tokens of each prompt.
         max_new_tokens: most tokens that will follow.
+        static: take steps of fixed shapes where the model can, see :class:`StaticStep`; ``None``: on a GPU.
     """
 
-    def __init__(self, model: SplitCausalLM, prompts: PromptBatch, lengths: Sequence[int], max_new_tokens: int) -> None:
+    def __init__(
+        self,
+        model: SplitCausalLM,
+        prompts: PromptBatch,
+        lengths: Sequence[int],
+        max_new_tokens: int,
+        static: bool | None = None,
+    ) -> None:
         self._model = model
         mask = prompts.attention_mask.bool()
         self._mask = None if min(lengths) == max(lengths) else mask
@@ -45,6 +55,12 @@ class Decoder:
         else:
             hidden, _ = model.hidden(prompts.input_ids, mask, cache=self._cache)
             self.state = hidden[:, -1]
+        wanted = mask.is_cuda if static is None else static
+        self.is_static = wanted and isinstance(self._cache, InPlaceCache) and has_static_step(model, self._cache)
+        """Whether steps have fixed shapes; another number of rows then costs a new capture."""
+        self._step: StaticStep | None = None
+        if self.is_static:
+            self._mask = mask
 
     def _read(self, prompts: PromptBatch, cache: InPlaceCache, group: slice, lengths: Sequence[int]) -> Tensor:
         """Read the prompts of some rows; return their last states."""
@@ -63,9 +79,33 @@ class Decoder:
         """Feed the sampled tokens ``[A]``."""
         if self._mask is not None:
             self._mask = torch.cat([self._mask, self._mask.new_ones(len(token_ids), 1)], dim=1)
-        hidden, _ = self._model.hidden(token_ids[:, None], self._mask, positions=self._positions, cache=self._cache)
+        self.state = self._static_step(token_ids) if self.is_static else self._plain_step(token_ids)
         self._positions = self._positions + 1
-        self.state = hidden[:, -1]
+
+    def _plain_step(self, token_ids: Tensor) -> Tensor:
+        hidden, _ = self._model.hidden(token_ids[:, None], self._mask, positions=self._positions, cache=self._cache)
+        return hidden[:, -1]
+
+    def _static_step(self, token_ids: Tensor) -> Tensor:
+        """Take a step of fixed shapes; go over to plain ones where the model turns out not to have it."""
+        assert isinstance(self._cache, InPlaceCache)
+        assert self._mask is not None
+        length, first = self._cache.length, self._step is None
+        try:
+            if self._step is None or not self._step.fits(self._cache, len(token_ids)):
+                self._step = StaticStep(self._model, self._cache, self._mask[:, :-1])
+            state = self._step(token_ids, self._positions)
+            if first:  # a model that reads the mask in its own way is found out before anything comes of it
+                self._cache.rewind(length)
+                check_agreement(state, self._plain_step(token_ids))
+        except StaticStepError as error:
+            self.is_static = self._model.may_be_static = False
+            self._step = None
+            self._cache.rewind(length)
+            name = type(self._model.model).__name__
+            warnings.warn(f"{name} is sampled from step by step, more slowly: {error}", stacklevel=2)
+            return self._plain_step(token_ids)
+        return state
 
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but ``rows`` ``[A']``."""

@@ -26,6 +26,7 @@ from lightning_minillm.rollout.decoder import Decoder
 from lightning_minillm.types import PromptBatch, RolloutBatch
 
 _COMPACT_BELOW = 0.95
+_COMPACT_STATIC_BELOW = 0.5  # where another number of rows costs a capture
 
 
 def token_noise(seed: int, phase: int, indices: Tensor, width: int) -> Tensor:
@@ -73,6 +74,8 @@ class MixtureSampler:
         vocabulary: leading ids to sample from; the smaller of the two models' vocabularies when ``None``.
         finish_together: called after every token with whether all rows here are finished; returns whether to stop.
             For ranks that need each other in every pass; ``None`` to stop alone.
+        static_steps: decode in steps of fixed shapes, which a GPU replays as CUDA graphs; ``None``: on a GPU. A model
+            that cannot is sampled from plainly, with one warning.
 
     Raises:
         ValueError: a mixture without a teacher.
@@ -89,6 +92,7 @@ class MixtureSampler:
         keep_teacher_hidden: bool = False,
         vocabulary: int | None = None,
         finish_together: Callable[[bool], bool] | None = None,
+        static_steps: bool | None = None,
     ) -> None:
         if teacher is None and config.teacher_mix_alpha > 0:
             raise ValueError(
@@ -101,6 +105,7 @@ class MixtureSampler:
         self.pad_token_id = pad_token_id
         self.finish_together = finish_together or (lambda finished: finished)
         self.config = config
+        self.static_steps = static_steps
         self.keep_teacher_hidden = keep_teacher_hidden and teacher is not None
         sizes = [m.model.get_output_embeddings().weight.shape[0] for m in (student, teacher) if m is not None]
         self.vocabulary = min([*sizes, vocabulary] if vocabulary else sizes)
@@ -163,7 +168,7 @@ class MixtureSampler:
         ordered = select_prompts(prompts, rows)
         lengths = ordered.attention_mask.sum(-1).tolist()
         student, teacher = (
-            None if model is None else Decoder(model, ordered, lengths, self.config.max_new_tokens)
+            None if model is None else Decoder(model, ordered, lengths, self.config.max_new_tokens, self.static_steps)
             for model in (self.student, self.teacher)
         )
         assert student is not None
@@ -178,10 +183,12 @@ class MixtureSampler:
             count = int(running.sum())
             if t + 1 == self.config.max_new_tokens or self.finish_together(count == 0):
                 break
-            if 0 < count <= _COMPACT_BELOW * len(rows):
+            decoders = [student] if teacher is None else [student, teacher]
+            static = any(decoder.is_static for decoder in decoders)
+            if 0 < count <= (_COMPACT_STATIC_BELOW if static else _COMPACT_BELOW) * len(rows):
                 kept = rows_to_keep(running)
                 rows, tokens, running = rows[kept], tokens[kept], running[kept]
-                for decoder in filter(None, (student, teacher)):
+                for decoder in decoders:
                     decoder.keep(kept)
             student.advance(tokens)
             if teacher is not None:

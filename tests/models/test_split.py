@@ -169,3 +169,21 @@ def test_token_states_are_those_of_rows_alone(family, side, tokens_together, mak
     for ours, theirs in zip(given, alone, strict=True):
         if theirs is not None:
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_an_unknown_compiler_is_an_error_that_names_the_known(make_model):
+    with pytest.raises(ValueError, match=r"unknown torch\.compile backend 'fast'.*inductor"):
+        SplitCausalLM(make_model("gpt2")).compile("fast")
+
+
+def test_a_compiled_model_gives_the_same_states_at_any_shape(family, make_model):
+    model = make_model(family, seed=1)
+    plain, compiled = SplitCausalLM(model), SplitCausalLM(model)
+    compiled.compile("eager")
+    for rows, width in ((3, 7), (2, 12)):
+        ids = torch.randint(1, 30, (rows, width), generator=torch.Generator().manual_seed(rows))
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        targets = mask.clone()
+        targets[:, 0] = False
+        expected, actual = (split.token_states(ids, mask, targets)[0].hidden for split in (plain, compiled))
+        torch.testing.assert_close(actual, expected)

@@ -114,8 +114,10 @@ def gradient_step(module, data, trainer, weights_of):
         {"recompute_logprobs": True},
         {"rollout_batch_size": 64},
         {"gradient_checkpointing": True},
+        {"activation_offload": True},
+        {"compile_backend": "aot_eager"},
     ],
-    ids=["teacher again", "recomputed", "one batch", "layers again"],
+    ids=["teacher again", "recomputed", "one batch", "layers again", "offloaded", "compiled"],
 )
 def test_options_for_speed_and_memory_change_no_gradient(
     options, make_minillm, make_data, make_trainer, sgd, weights_of

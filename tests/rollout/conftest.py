@@ -13,7 +13,7 @@ EOS = 0
 def make_sampler():
     """``make_sampler(student, teacher=None, eos=0, pad=0, keep_teacher_hidden=False, **sampling)``."""
 
-    def make(student, teacher=None, *, eos=EOS, pad=EOS, keep_teacher_hidden=False, **sampling):
+    def make(student, teacher=None, *, eos=EOS, pad=EOS, keep_teacher_hidden=False, static=None, **sampling):
         sampling = {"max_new_tokens": 20, "teacher_mix_alpha": 0.2 if teacher is not None else 0.0, **sampling}
         return MixtureSampler(
             SplitCausalLM(student),
@@ -22,6 +22,7 @@ def make_sampler():
             pad_token_id=pad,
             config=SamplingConfig(**sampling),
             keep_teacher_hidden=keep_teacher_hidden,
+            static_steps=static,
         )
 
     return make
