@@ -2,6 +2,8 @@
 
 from lightning_minillm.functional.adaptive_kl import adaptive_kl
 from lightning_minillm.functional.alpha_beta import alpha_beta_divergence
+from lightning_minillm.functional.bootstrap import PairedDifference, paired_bootstrap
+from lightning_minillm.functional.calibration import ReliabilityBins, reliability_bins
 from lightning_minillm.functional.divergences import (
     cross_entropy,
     entropy,
@@ -13,6 +15,7 @@ from lightning_minillm.functional.divergences import (
     skewed_reverse_kl,
     total_variation,
 )
+from lightning_minillm.functional.exposure_bias import accumulated_error, excess_accumulated_error
 from lightning_minillm.functional.logprobs import TokenStates, gather_logprobs, select_targets, target_logprobs
 from lightning_minillm.functional.masking import (
     lengths_to_mask,
@@ -25,13 +28,17 @@ from lightning_minillm.functional.policy_gradient import clipped_surrogate, impo
 from lightning_minillm.functional.returns import discounted_returns, token_rewards, whiten, whitening_sums
 
 __all__ = [
+    "PairedDifference",
+    "ReliabilityBins",
     "TokenStates",
+    "accumulated_error",
     "adaptive_kl",
     "alpha_beta_divergence",
     "clipped_surrogate",
     "cross_entropy",
     "discounted_returns",
     "entropy",
+    "excess_accumulated_error",
     "forward_kl",
     "gather_logprobs",
     "generalized_jsd",
@@ -40,7 +47,9 @@ __all__ = [
     "lengths_to_mask",
     "masked_mean",
     "masked_sum",
+    "paired_bootstrap",
     "position_ids",
+    "reliability_bins",
     "response_lengths",
     "reverse_kl",
     "select_targets",

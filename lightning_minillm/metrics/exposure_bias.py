@@ -1,0 +1,66 @@
+"""Exposure bias as a metric over rows and ranks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_minillm.functional.exposure_bias import accumulated_error, excess_accumulated_error
+
+
+class ExposureBias(Metric):
+    """Accumulated regret, oracle error and excess accumulated error of every length up to ``num_lengths``.
+
+    See :func:`~lightning_minillm.functional.exposure_bias.excess_accumulated_error`. Both expectations are means over
+    all rows and ranks of sums over steps; the quotient is taken last, of the means.
+
+    Args:
+        num_lengths: L, the most response tokens; at least 1.
+
+    Raises:
+        ValueError: num_lengths below 1.
+    """
+
+    full_state_update = False
+    higher_is_better = False
+    regret: Tensor
+    oracle_error: Tensor
+    count: Tensor
+
+    def __init__(self, num_lengths: int) -> None:
+        super().__init__()
+        if num_lengths < 1:
+            raise ValueError(f"num_lengths must be at least 1, got {num_lengths}")
+        self.num_lengths = num_lengths
+        for name in ("regret", "oracle_error"):
+            self.add_state(name, torch.zeros(num_lengths, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, student: Tensor, student_mask: Tensor, teacher: Tensor, teacher_mask: Tensor) -> None:
+        """Add B prompts.
+
+        Args:
+            student: ``[B, T]`` KL(teacher || student) after each prefix of text that the student wrote.
+            student_mask: ``[B, T]`` bool.
+            teacher: ``[B, T']`` the same on text that the teacher wrote to the same prompts.
+            teacher_mask: ``[B, T']`` bool.
+
+        Raises:
+            ValueError: different numbers of rows, or responses longer than ``num_lengths``.
+        """
+        if len(student) != len(teacher):
+            raise ValueError(f"{len(student)} rows of student text and {len(teacher)} of teacher text: give pairs")
+        self.regret += accumulated_error(student, student_mask, self.num_lengths).sum(0)
+        self.oracle_error += accumulated_error(teacher, teacher_mask, self.num_lengths).sum(0)
+        self.count += len(student)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return ``regret`` R(l), ``epsilon`` eps(l) (nats) and ``excess_error`` (percent), each ``[L]`` float64."""
+        regret, oracle = self.regret / self.count, self.oracle_error / self.count
+        lengths = torch.arange(1, self.num_lengths + 1, device=regret.device)
+        return {
+            "regret": regret,
+            "epsilon": oracle / lengths,
+            "excess_error": excess_accumulated_error(regret, oracle),
+        }
