@@ -13,7 +13,7 @@ LAYERS = [
     {"losses", "metrics"},
     {"models", "data", "rollout"},
     {"modules"},
-    {"callbacks", "testing", "strategies"},
+    {"callbacks", "evaluation", "testing", "strategies"},
     {"cli"},
 ]
 WITHIN = {("rollout", "models"), ("functional", "types")}
