@@ -5,6 +5,7 @@ from lightning_minillm.models.dropout import disable_dropout
 from lightning_minillm.models.loading import (
     check_tokenizers,
     init_causal_lm,
+    is_quantized,
     load_causal_lm,
     load_tokenizer,
     shared_vocabulary,
@@ -21,6 +22,7 @@ __all__ = [
     "freeze",
     "fuse_activations",
     "init_causal_lm",
+    "is_quantized",
     "load_causal_lm",
     "load_lora_causal_lm",
     "load_tokenizer",

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+Quantization = Literal["8bit", "4bit"]
+_ADAPTER_FILE = "adapter_config.json"
+_QUANTIZATIONS = ("8bit", "4bit")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DROPOUT_KEYS = ("dropout", "attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout")
 
@@ -20,36 +25,82 @@ def load_causal_lm(
     attn_implementation: str | None = None,
     dropout: float | None = None,
     revision: str | None = None,
+    quantization: Quantization | None = None,
 ) -> PreTrainedModel:
-    """Load a causal language model from a Hugging Face folder or hub name.
+    """Load a causal language model from a Hugging Face folder or hub name, or adapters with the model they adapt.
 
     Args:
-        path: folder or hub name.
+        path: folder or hub name; a folder of adapters in peft's format (the extra ``peft``) is merged into its model.
         dtype: ``"float32"`` (students: the optimiser's master weights), ``"bfloat16"`` or ``"float16"``.
         trust_remote_code: run code that comes with the model; off unless asked for.
         attn_implementation: as in transformers (``"sdpa"``, ``"eager"``, ``"flash_attention_2"``); ``None`` for its
             default.
         dropout: overrides every dropout rate of the config, in [0, 1); ``None`` keeps them.
         revision: branch, tag or commit on the hub.
+        quantization: keep the matrices of a frozen model in ``"8bit"`` (LLM.int8, arXiv 2208.07339) or ``"4bit"`` (NF4,
+            arXiv 2305.14314) through the extra ``quantization``; ``dtype`` is then that of compute. In 8 bits, what
+            a row gives depends a little on the rows beside it.
 
     Returns:
-        The model, in eval mode, on the CPU.
+        The model, in eval mode, on the CPU; a quantised one on the current GPU, where there is one.
 
     Raises:
-        ValueError: unknown dtype, a folder that does not exist or lacks config.json, or a model that needs remote code.
+        ValueError: unknown dtype or quantization, a folder that does not exist or lacks config.json, a model that needs
+            remote code, or adapters that are to be quantised.
+        ImportError: an extra that is needed is not installed.
     """
     if dtype not in _DTYPES:
         raise ValueError(f"dtype must be one of {sorted(_DTYPES)}, got {dtype!r}")
+    quantized = _quantization_options(quantization, _DTYPES[dtype]) if quantization is not None else {}
+    options = {"dtype": dtype, "trust_remote_code": trust_remote_code, "attn_implementation": attn_implementation}
+    if (Path(path).expanduser() / _ADAPTER_FILE).is_file():
+        if quantized:
+            raise ValueError(f"{str(path)!r} holds adapters, which cannot be merged into a quantised model: export it")
+        return _load_merged(Path(path).expanduser(), {**options, "dropout": dropout, "revision": revision})
     source = _checked_source(path)
     overrides = _dropout_overrides(source, dropout, trust_remote_code, revision)
     return AutoModelForCausalLM.from_pretrained(
-        source,
-        dtype=_DTYPES[dtype],
-        trust_remote_code=trust_remote_code,
-        revision=revision,
-        attn_implementation=attn_implementation,
-        **overrides,
+        source, **{**options, "dtype": _DTYPES[dtype], "revision": revision}, **quantized, **overrides
     ).eval()
+
+
+def is_quantized(model: PreTrainedModel) -> bool:
+    """Whether a model's matrices are kept in 8 or 4 bits: they cannot be sharded, and stay on their device."""
+    return bool(getattr(model, "is_quantized", False))
+
+
+def _quantization_options(quantization: str, compute: torch.dtype) -> dict[str, Any]:
+    if quantization not in _QUANTIZATIONS:
+        raise ValueError(f"quantization must be 8bit, 4bit or null, got {quantization!r}")
+    if find_spec("bitsandbytes") is None or find_spec("accelerate") is None:
+        raise ImportError("a quantised model needs bitsandbytes: pip install 'lightning-minillm[quantization]'")
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "8bit":
+        config = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+    device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def _load_merged(folder: Path, options: dict[str, Any]) -> PreTrainedModel:
+    """Load the model that adapters were made for, and add them to its weights."""
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ImportError("loading adapters needs peft: pip install 'lightning-minillm[peft]'") from error
+    model = load_causal_lm(_adapted_model(folder), **options)
+    merged: PreTrainedModel = PeftModel.from_pretrained(model, folder).merge_and_unload()
+    return merged.eval()
+
+
+def _adapted_model(folder: Path) -> str:
+    """Return the folder or hub name of the model that adapters were made for."""
+    name = json.loads((folder / _ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not name:
+        raise ValueError(f"{folder / _ADAPTER_FILE} does not name the model it adapts (base_model_name_or_path)")
+    return str(name)
 
 
 def init_causal_lm(
@@ -95,7 +146,7 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
     """Load a tokenizer; where it has no pad token, eos pads (masks never look at ids, so that does no harm).
 
     Args:
-        path: folder or hub name.
+        path: folder or hub name; for a folder of adapters without a tokenizer, that of the model they adapt.
         trust_remote_code: run code that comes with the tokenizer; off unless asked for.
 
     Returns:
@@ -107,6 +158,9 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
     source = str(path)
     if _looks_local(source) and not Path(source).is_dir():
         raise ValueError(f"there is no folder {source!r} to load a tokenizer from; give a folder or a hub name")
+    folder = Path(source).expanduser()
+    if (folder / _ADAPTER_FILE).is_file() and not (folder / "tokenizer_config.json").is_file():
+        source = _adapted_model(folder)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of {source!r} has no eos token, so responses cannot end; set one and save it")

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_minillm.functional.logprobs import TokenStates
 from lightning_minillm.losses import LanguageModelingLoss, ReverseKL, TokenLoss
-from lightning_minillm.models import SplitCausalLM, freeze, fuse_activations, shared_vocabulary
+from lightning_minillm.models import SplitCausalLM, freeze, fuse_activations, is_quantized, shared_vocabulary
 from lightning_minillm.models.checkpoints import check_architecture
 from lightning_minillm.models.export import save_pretrained
 from lightning_minillm.models.sharding import is_sharded
@@ -81,6 +81,7 @@ class CausalLMModule(LightningModule):
         self.gradient_checkpointing = gradient_checkpointing
         self.activation_offload = activation_offload
         self.compile_backend = compile_backend
+        self.teacher_offload = False  # only where the teacher rests between phases
         self.student: PreTrainedModel | None = None
         # in a tuple: models that were given as such are no submodules, or checkpoints would hold the teacher
         self._sources = (student, teacher)
@@ -112,9 +113,12 @@ class CausalLMModule(LightningModule):
     def _shard_models(self) -> None:
         """Spread the models over the ranks, where the trainer's strategy does that."""
         shard = self._strategy_method("shard_model")
-        if shard is not None and self.student is not None:
-            for split in filter(None, (self.student_split, self.teacher_split)):  # head and body are told apart first
-                shard(split.model)
+        if shard is None or self.student is None:
+            return
+        splits = (self.student_split, self.teacher_split)  # head and body are told apart first
+        shard(splits[0].model)
+        if splits[1] is not None and not is_quantized(splits[1].model):  # a quantised teacher is whole everywhere
+            shard(splits[1].model, **({"cpu_offload": True} if self.teacher_offload else {}))
 
     def run_sampling(self, function: Callable[[], _Result]) -> _Result:
         """Call a function that samples from the models, the way the trainer's strategy wants it."""
@@ -165,9 +169,10 @@ class CausalLMModule(LightningModule):
                 f" {shared_vocabulary(self.student, self._teacher[0])} that both have (the rest pads the embedding)"
             )
 
-    def _place_teacher(self) -> None:
-        if self._teacher and not is_sharded(self._teacher[0]):
-            self._teacher[0].to(self.device)
+    def _place_teacher(self, device: torch.device | None = None) -> None:
+        """Move the teacher, unless its strategy or its quantisation has put it where it belongs."""
+        if self._teacher and not is_sharded(self._teacher[0]) and not is_quantized(self._teacher[0]):
+            self._teacher[0].to(device or self.device)
 
     def on_fit_start(self) -> None:
         """Move the teacher, which Lightning does not know of, to this rank's device; the student starts to train.

@@ -17,6 +17,7 @@ from lightning_minillm.functional.logprobs import TokenStates
 from lightning_minillm.functional.policy_gradient import importance_weights
 from lightning_minillm.losses import KDLoss, MiniLLMLoss, TokenLoss
 from lightning_minillm.models import disable_dropout
+from lightning_minillm.models.sharding import is_sharded
 from lightning_minillm.modules.base import CausalLMModule, ModelSource
 from lightning_minillm.rollout import RolloutBuffer, SamplingConfig, collect_rollouts
 from lightning_minillm.rollout.batching import select_rollouts
@@ -52,6 +53,8 @@ class MiniLLMModule(CausalLMModule):
         teacher_pass: ``"lockstep"``: the teacher advances with the student while sampling; ``"after"``: it reads the
             finished rollouts, ``rollout_batch_size`` at a time, without a key-value cache, for tight memory
             (``teacher_mix_alpha`` must be 0).
+        teacher_offload: keep the teacher in the CPU's memory but while rollouts are sampled; its head stays, for the
+            kept hidden states. Sharded by FSDP, its shards lie there, and may be read in every step.
         recompute_logprobs: replace the sampler's student log-probabilities by those of one full pass, for half
             precision, where cached decoding and a full pass differ.
         seed: of sampling and shuffling.
@@ -77,6 +80,7 @@ class MiniLLMModule(CausalLMModule):
         dropout: bool = False,
         teacher_cache: TeacherCache = "hidden",
         teacher_pass: TeacherPass = "lockstep",
+        teacher_offload: bool = False,
         recompute_logprobs: bool = False,
         seed: int = 0,
         **kwargs: Any,
@@ -107,6 +111,7 @@ class MiniLLMModule(CausalLMModule):
         self.dropout = dropout
         self.teacher_cache = teacher_cache
         self.teacher_pass = teacher_pass
+        self.teacher_offload = teacher_offload
         self.recompute_logprobs = recompute_logprobs
         self.seed = seed
         self.rollout_listeners: list[ProgressListener] = []
@@ -123,6 +128,30 @@ class MiniLLMModule(CausalLMModule):
             if not self.dropout and self.student is not None:
                 disable_dropout(self.student)
 
+    def _rest_teacher(self) -> None:
+        """Where it is offloaded, move the teacher to the CPU until it is needed, but for its head."""
+        if self.teacher_offload and self.teacher is not None and not is_sharded(self.teacher):
+            self._place_teacher(torch.device("cpu"))
+            self.teacher.get_output_embeddings().to(self.device)
+
+    def on_validation_end(self) -> None:
+        """Move an offloaded teacher back."""
+        self._rest_teacher()
+
+    def _check_offload(self, reads_lm: bool) -> None:
+        """Make sure that an offloaded teacher is not read in every step, unless it lies in shards.
+
+        Raises:
+            ValueError: it is.
+        """
+        if not self.teacher_offload or (self._teacher and is_sharded(self._teacher[0])):
+            return
+        if self.teacher_cache == "none" or (reads_lm and self.lm_loss.reads_teacher):
+            raise ValueError(
+                "teacher_offload keeps the teacher on the CPU during updates, which read it here: use"
+                " teacher_cache=hidden, and lm_loss.kd_ratio=0 or lm_coef=0; or strategy=fsdp, which reads its shards"
+            )
+
     # --- rollouts ---------------------------------------------------------------------------------------------------
 
     def build_train_loader(self, datamodule: Any) -> RolloutBuffer:
@@ -138,6 +167,7 @@ class MiniLLMModule(CausalLMModule):
         self._train_set = datamodule.train_set
         self._prompt_stream = ShuffledStream(len(datamodule.train_set), self.seed)
         lm_stream = datamodule.lm_stream if self.lm_coef > 0 else None
+        self._check_offload(reads_lm=lm_stream is not None)
         self._buffer = RolloutBuffer(
             num_rollouts=self.num_rollouts,
             batch_size=datamodule.batch_size,
@@ -165,6 +195,7 @@ class MiniLLMModule(CausalLMModule):
         if self._buffer.phase not in (-1, self.trainer.current_epoch):
             self._collect_phase(self._buffer)
         elif self._buffer.content is not None:
+            self._rest_teacher()
             self._log_rollouts(*self._buffer.content)
 
     def on_train_epoch_start(self) -> None:
@@ -177,8 +208,10 @@ class MiniLLMModule(CausalLMModule):
         started = time.perf_counter()
         self._update_seconds = 0.0
         phase = self.trainer.current_epoch
+        self._place_teacher()
         with self.trainer.precision_plugin.forward_context():
             rollouts = self.run_sampling(lambda: self.collect(self._phase_prompts(buffer, phase), phase))
+        self._rest_teacher()
         weights = importance_weights(rollouts.student_logprobs, rollouts.mixture_logprobs, rollouts.response_mask)
         buffer.fill(rollouts, self.loss.returns(rollouts), weights, phase)
         seconds = time.perf_counter() - started

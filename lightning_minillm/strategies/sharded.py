@@ -122,8 +122,8 @@ class ShardedStrategy(ModelParallelStrategy):
 
     # --- models -----------------------------------------------------------------------------------------------------
 
-    def shard_model(self, model: PreTrainedModel) -> None:
-        """Spread a loaded model over the ranks, in place."""
+    def shard_model(self, model: PreTrainedModel, *, cpu_offload: bool | None = None) -> None:
+        """Spread a loaded model over the ranks, in place; ``cpu_offload`` overrides the strategy's."""
         if is_sharded(model):
             return
         if int(self._tensor_parallel_size) > 1:
@@ -135,7 +135,7 @@ class ShardedStrategy(ModelParallelStrategy):
             self._shard_mesh,
             reshard_after_forward=self.sharding != "grad_op",
             param_dtype=self.param_dtype,
-            cpu_offload=self.cpu_offload,
+            cpu_offload=self.cpu_offload if cpu_offload is None else cpu_offload,
         )
 
     def model_to_device(self) -> None:

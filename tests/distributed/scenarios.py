@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lightning_minillm.data import DistillationDataModule, InstructionRecord, PlainTemplate
 from lightning_minillm.losses import MiniLLMLoss
+from lightning_minillm.models import load_causal_lm
 from lightning_minillm.models.lora import add_lora
 from lightning_minillm.models.sharding import full_state_dict
 from lightning_minillm.modules import MiniLLMModule
@@ -96,6 +97,7 @@ def train(
     export=None,
     lora=False,
     lr=1e-3,
+    quantized_teacher=None,
 ):
     """Train MiniLLM for phases of four steps; return weights, metrics, and rollouts."""
     devices = devices or torch.distributed.get_world_size()
@@ -107,7 +109,9 @@ def train(
     module = MiniLLMModule(
         partial(build_lora, family) if lora else partial(build, family, seed=1),
         tokenizer,
-        teacher=partial(build, family, seed=2),
+        teacher=partial(load_causal_lm, quantized_teacher, quantization="4bit")
+        if quantized_teacher
+        else partial(build, family, seed=2),
         loss=MiniLLMLoss(),
         optimizer=partial(getattr(torch.optim, optimizer), lr=lr),
         sampling=SamplingConfig(max_new_tokens=max_new_tokens),

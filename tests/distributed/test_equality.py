@@ -86,6 +86,21 @@ def test_sharded_rollouts_equal_gathered_ones(run_ranks):
     assert largest_difference(results[True][0]["weights"], results[False][0]["weights"]) < 1e-6
 
 
+def test_a_teacher_whose_shards_lie_on_the_cpu_says_the_same(plain, run_ranks):
+    given = run_ranks(train, 2, strategy="fsdp", steps=STEPS, module_options={"teacher_offload": True})[0]
+    assert largest_difference(given["weights"], plain["weights"]) < 1e-5
+
+
+def test_a_quantised_teacher_is_whole_on_every_rank(run_ranks, make_model, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    make_model("llama", seed=2, hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
+    options = {"quantized_teacher": str(tmp_path), "steps": 4}
+    expected = run_ranks(train, 1, **options)[0]
+    given = run_ranks(train, 2, strategy="fsdp", **options)[0]
+    # in 4 bits, where a row does not depend on the others; LLM.int8 looks for outliers in a whole batch
+    assert largest_difference(given["weights"], expected["weights"]) < 1e-5
+
+
 def test_half_precision_computes_in_it_and_keeps_float32_masters(plain, run_ranks):
     given = run_ranks(train, 2, strategy="fsdp", options={"param_dtype": "bfloat16"}, steps=4)[0]
     assert {value.dtype for value in given["weights"].values()} == {torch.float32}

@@ -6,10 +6,14 @@ import torch
 from lightning_minillm.models import (
     check_tokenizers,
     init_causal_lm,
+    is_quantized,
     load_causal_lm,
+    load_lora_causal_lm,
     load_tokenizer,
+    loading,
     shared_vocabulary,
 )
+from lightning_minillm.models.export import save_pretrained
 
 TINY = {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 32}
 
@@ -187,3 +191,56 @@ def test_another_end_of_text_is_another_tokenizer(make_tokenizer):
 def test_the_shared_vocabulary_is_the_smaller_one(make_model):
     small, large = make_model("gpt2", vocab_size=37), make_model("llama", vocab_size=40)
     assert shared_vocabulary(small, large) == shared_vocabulary(large, small) == 37
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_a_quantised_model_says_nearly_the_same(quantization, make_model, tmp_path, make_prompts):
+    pytest.importorskip("bitsandbytes")
+    model = make_model("llama", hidden_size=64, intermediate_size=128, initializer_range=0.05)
+    model.save_pretrained(tmp_path)
+    loaded = load_causal_lm(tmp_path, quantization=quantization)
+    assert is_quantized(loaded)
+    assert not is_quantized(load_causal_lm(tmp_path))
+    ids = make_prompts((6, 6)).input_ids.to(loaded.device)
+    expected = model(input_ids=ids.cpu()).logits
+    difference = (loaded(input_ids=ids).logits.cpu() - expected).norm() / expected.norm()
+    # a rounding to 1/127 or 1/8 of the largest number, in each of 14 matrices whose errors add up like noise
+    assert 0 < difference < {"8bit": 14**0.5 / 127, "4bit": 14**0.5 / 8}[quantization]
+    bytes_of = [sum(p.nbytes for p in m.model.layers.parameters()) for m in (loaded, model)]
+    assert bytes_of[0] < bytes_of[1] / {"8bit": 3, "4bit": 6}[quantization]
+
+
+def test_an_unknown_quantization(model_folder):
+    with pytest.raises(ValueError, match="8bit, 4bit or null, got '3bit'"):
+        load_causal_lm(model_folder, quantization="3bit")
+
+
+def test_quantization_without_its_extra_names_it(model_folder, monkeypatch):
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"lightning-minillm\[quantization\]"):
+        load_causal_lm(model_folder, quantization="8bit")
+
+
+def test_adapters_are_merged_into_the_model_they_adapt(tmp_path, make_model, tokenizer, make_prompts):
+    base, folder = tmp_path / "base", tmp_path / "student"
+    make_model("llama").save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    adapted = load_lora_causal_lm(base, rank=2)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+    save_pretrained(adapted, folder, tokenizer)
+    loaded = load_causal_lm(folder / "adapter")
+    assert load_tokenizer(folder / "adapter").get_vocab() == tokenizer.get_vocab()
+    ids = make_prompts((6, 6)).input_ids
+    assert loaded.state_dict().keys() == load_causal_lm(base).state_dict().keys()
+    torch.testing.assert_close(loaded(input_ids=ids).logits, adapted(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="cannot be merged into a quantised model"):
+        load_causal_lm(folder / "adapter", quantization="8bit")
+
+
+def test_adapters_of_a_model_without_a_name(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": null}')
+    with pytest.raises(ValueError, match="does not name the model it adapts"):
+        load_causal_lm(tmp_path)

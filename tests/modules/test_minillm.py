@@ -5,7 +5,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_minillm.losses import KDLoss, MiniLLMLoss
+from lightning_minillm.losses import KDLoss, LanguageModelingLoss, MiniLLMLoss
 from lightning_minillm.modules import MiniLLMModule
 from lightning_minillm.rollout import SamplingConfig
 
@@ -129,6 +129,38 @@ def test_options_for_speed_and_memory_change_no_gradient(
         for o in ({}, options)
     ]
     torch.testing.assert_close(steps[1], steps[0], rtol=1e-4, atol=1e-5)
+
+
+def without_the_teacher_in_the_lm_loss(**options):
+    return {"lm_loss": LanguageModelingLoss(), **options}
+
+
+def test_an_offloaded_teacher_rests_on_the_cpu_and_changes_nothing(
+    make_minillm, make_data, make_trainer, sgd, weights_of, monkeypatch
+):
+    options = without_the_teacher_in_the_lm_loss(teacher="llama", optimizer=sgd())
+    expected = gradient_step(make_minillm(**options), make_data(), make_trainer(max_steps=1), weights_of)
+    module = make_minillm(teacher_offload=True, **options)
+    place, places = module._place_teacher, []
+    monkeypatch.setattr(module, "_place_teacher", lambda device=None: (places.append(device), place(device)))
+    given = gradient_step(module, make_data(), make_trainer(max_steps=1), weights_of)
+    torch.testing.assert_close(given, expected)
+    assert places[-2:] == [None, torch.device("cpu")]  # to this rank's device for the rollouts, and back
+
+
+@pytest.mark.gpu
+def test_an_offloaded_teacher_leaves_the_gpu(make_minillm, make_data, make_trainer, sgd):
+    module = make_minillm(teacher_offload=True, **without_the_teacher_in_the_lm_loss(teacher="llama", optimizer=sgd()))
+    make_trainer(max_steps=1, accelerator="gpu").fit(module, make_data())
+    head = module.teacher.get_output_embeddings().weight
+    assert head.device.type == "cuda"
+    assert {p.device.type for p in module.teacher.parameters() if p is not head} == {"cpu"}
+
+
+@pytest.mark.parametrize("options", [{}, {"teacher_cache": "none", "lm_coef": 0.0}])
+def test_a_teacher_that_every_step_reads_cannot_be_offloaded(options, make_minillm, make_data, make_trainer):
+    with pytest.raises(ValueError, match=r"teacher_cache=hidden, and lm_loss\.kd_ratio=0"):
+        make_trainer(max_steps=1).fit(make_minillm(teacher_offload=True, **options), make_data())
 
 
 @pytest.mark.parametrize("reward_temperature", [1.0, 0.5, None])
