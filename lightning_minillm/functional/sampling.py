@@ -1,6 +1,6 @@
 """Next-token distributions to sample from, and sampling with given noise.
 
-Legend: A rows, V vocabulary.
+Legend: A rows, L tokens of a sequence, V vocabulary.
 """
 
 from __future__ import annotations
@@ -35,6 +35,40 @@ def filter_logprobs(logprobs: Tensor, top_k: int = 0, top_p: float = 1.0) -> Ten
         dropped = torch.zeros_like(mass_before, dtype=torch.bool).scatter(-1, order, mass_before >= top_p)
         logprobs = logprobs.masked_fill(dropped, -math.inf).log_softmax(-1)
     return logprobs
+
+
+def repeated_ngram_mask(sequence_ids: Tensor, sequence_mask: Tensor, size: int, vocabulary: int) -> Tensor:
+    """Find the next tokens that would complete an n-gram which the sequence already holds.
+
+    Args:
+        sequence_ids: ``[A, L]`` int64, prompt and response so far, padded on the left.
+        sequence_mask: ``[A, L]`` bool; n-grams with a token that does not count are none.
+        size: n, at least 1; 1 finds every token of the sequence.
+        vocabulary: V; larger ids of the sequence have no place in the result.
+
+    Returns:
+        ``[A, V]`` bool, ``True`` for tokens that repeat. All ``False`` in a row where every token would: there must be
+        something left to sample.
+
+    Example:
+        >>> ids = torch.tensor([[1, 2, 0, 1]])
+        >>> repeated_ngram_mask(ids, torch.ones_like(ids, dtype=torch.bool), size=2, vocabulary=3).tolist()
+        [[False, False, True]]
+    """
+    num_rows, length = sequence_ids.shape
+    found = torch.zeros(num_rows, vocabulary + 1, dtype=torch.bool, device=sequence_ids.device)
+    if length < size:
+        return found[:, :-1]
+    repeats = sequence_mask.unfold(1, size, 1).all(-1)
+    for place in range(size - 1):  # the last n - 1 tokens against the beginning of every n-gram
+        repeats = repeats & (
+            sequence_ids[:, place : length - size + 1 + place] == sequence_ids[:, length - size + 1 + place, None]
+        )
+    last_ids = sequence_ids[:, size - 1 :]
+    nowhere = vocabulary  # a column of its own, so that no size depends on what was found
+    found.scatter_(1, last_ids.masked_fill(~repeats | (last_ids >= vocabulary), nowhere), True)
+    found = found[:, :-1]
+    return found & ~found.all(-1, keepdim=True)
 
 
 def mixture_logprobs(student: Tensor, teacher: Tensor, alpha: float) -> Tensor:

@@ -16,6 +16,8 @@ class SamplingConfig:
             evaluation only.
         top_k: each model samples from its k most probable tokens; 0 for all.
         top_p: each model samples from its smallest set of tokens with at least this mass; in (0, 1].
+        no_repeat_ngram_size: tokens that would complete an n-gram which prompt and response already hold are not
+            sampled, n being this size; 0 to allow them. The paper's test-time generation has 6.
         teacher_mix_alpha: alpha in [0, 1]; tokens come from (1 - alpha) student + alpha teacher (paper, eq. 3).
         teacher_reward_temperature: temperature of the teacher in the reward. The official code uses 1 whatever the
             sampling temperature; ``None`` means the sampling temperature.
@@ -29,6 +31,7 @@ class SamplingConfig:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    no_repeat_ngram_size: int = 0
     teacher_mix_alpha: float = 0.2
     teacher_reward_temperature: float | None = 1.0
 
@@ -45,6 +48,10 @@ class SamplingConfig:
             raise ValueError(f"top_k must be at least 1, or 0 for all tokens; got {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+        if self.no_repeat_ngram_size < 0:
+            raise ValueError(
+                f"no_repeat_ngram_size must be at least 1, or 0 to allow repetition; got {self.no_repeat_ngram_size}"
+            )
         if not 0 <= self.teacher_mix_alpha <= 1:
             raise ValueError(f"teacher_mix_alpha must lie in [0, 1], got {self.teacher_mix_alpha}")
         if self.teacher_reward_temperature is not None and self.teacher_reward_temperature <= 0:

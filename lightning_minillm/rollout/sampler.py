@@ -17,7 +17,12 @@ import torch
 from torch import Tensor
 
 from lightning_minillm.functional.masking import lengths_to_mask
-from lightning_minillm.functional.sampling import filter_logprobs, mixture_logprobs, sample_with_noise
+from lightning_minillm.functional.sampling import (
+    filter_logprobs,
+    mixture_logprobs,
+    repeated_ngram_mask,
+    sample_with_noise,
+)
 from lightning_minillm.models.split import SplitCausalLM
 from lightning_minillm.rollout.batching import select_prompts
 from lightning_minillm.rollout.cache import rows_to_keep
@@ -107,7 +112,9 @@ class MixtureSampler:
         self.config = config
         self.static_steps = static_steps
         self.keep_teacher_hidden = keep_teacher_hidden and teacher is not None
-        sizes = [m.model.get_output_embeddings().weight.shape[0] for m in (student, teacher) if m is not None]
+        models = [m for m in (student, teacher) if m is not None]
+        sizes = [m.model.get_output_embeddings().weight.shape[0] for m in models]
+        sizes += [m.vocabulary for m in models if m.vocabulary is not None]
         self.vocabulary = min([*sizes, vocabulary] if vocabulary else sizes)
 
     @torch.no_grad()
@@ -122,7 +129,7 @@ class MixtureSampler:
         Returns:
             Responses with log-probabilities under student, teacher and mixture, trimmed to the longest response.
             Student and teacher log-probabilities are of the whole distributions at the sampling temperature; the
-            mixture's are of what was sampled from, after top-k, top-p and min_new_tokens.
+            mixture's are of what was sampled from, after top-k, top-p, min_new_tokens and no_repeat_ngram_size.
 
         Raises:
             ValueError: an empty prompt, or one that leaves a model too few positions for the response.
@@ -177,7 +184,8 @@ class MixtureSampler:
         eos = torch.tensor(self.eos_token_ids, device=device)
         running = torch.ones(len(noise), dtype=torch.bool, device=device)
         for t in range(self.config.max_new_tokens):
-            tokens = self._draw(student, teacher, noise[rows, t], t, record, rows, running)
+            banned = self._banned(prompts, record, rows, t)
+            tokens = self._draw(student, teacher, noise[rows, t], t, record, rows, running, banned)
             record.lengths[rows[running]] = t + 1
             running = running & ~torch.isin(tokens, eos)
             count = int(running.sum())
@@ -204,6 +212,7 @@ class MixtureSampler:
         record: _Record,
         rows: Tensor,
         running: Tensor,
+        banned: Tensor | None,
     ) -> Tensor:
         """Draw token t of every row and write what belongs to it; finished rows write nothing."""
         config = self.config
@@ -214,7 +223,7 @@ class MixtureSampler:
         if teacher is not None:
             teacher_logits = teacher.logits(self.vocabulary)
             log_p = (teacher_logits if temperature == 1 else teacher_logits / temperature).log_softmax(-1)
-        log_mu = self._mixture(log_q, log_p, forbid_eos=t < config.min_new_tokens)
+        log_mu = self._mixture(log_q, log_p, banned)
         tokens = log_mu.argmax(-1) if config.temperature == 0 else sample_with_noise(log_mu, noise)
 
         written, drawn = rows[running], tokens[running]
@@ -238,11 +247,24 @@ class MixtureSampler:
                 record.hidden[written, t] = teacher.state[running]
         return tokens
 
-    def _mixture(self, log_q: Tensor, log_p: Tensor | None, forbid_eos: bool) -> Tensor:
+    def _banned(self, prompts: PromptBatch, record: _Record, rows: Tensor, t: int) -> Tensor | None:
+        """Return which tokens must not be drawn at place t: ``[A, V]`` bool, ``None`` where all may be."""
+        config, banned = self.config, None
+        if config.no_repeat_ngram_size > 0:
+            prompt_mask = prompts.attention_mask[rows].bool()
+            ids = torch.cat([prompts.input_ids[rows], record.ids[rows, :t]], dim=1)
+            mask = torch.cat([prompt_mask, prompt_mask.new_ones(len(rows), t)], dim=1)
+            banned = repeated_ngram_mask(ids, mask, config.no_repeat_ngram_size, self.vocabulary)
+        if t < config.min_new_tokens:
+            no_end = torch.zeros(len(rows), self.vocabulary, dtype=torch.bool, device=rows.device)
+            no_end[:, self.eos_token_ids] = True
+            both = no_end if banned is None else banned | no_end
+            banned = torch.where(both.all(-1, keepdim=True), no_end, both)  # something must be left
+        return banned
+
+    def _mixture(self, log_q: Tensor, log_p: Tensor | None, banned: Tensor | None) -> Tensor:
         """The log-probabilities to sample from: each model filtered, then mixed."""
-        if forbid_eos:
-            banned = torch.zeros_like(log_q, dtype=torch.bool)
-            banned[:, self.eos_token_ids] = True
+        if banned is not None:
             log_q = log_q.masked_fill(banned, -torch.inf).log_softmax(-1)
             log_p = None if log_p is None else log_p.masked_fill(banned, -torch.inf).log_softmax(-1)
         log_q = filter_logprobs(log_q, self.config.top_k, self.config.top_p)

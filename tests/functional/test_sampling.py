@@ -2,8 +2,14 @@ import math
 
 import pytest
 import torch
+from transformers import NoRepeatNGramLogitsProcessor
 
-from lightning_minillm.functional.sampling import filter_logprobs, mixture_logprobs, sample_with_noise
+from lightning_minillm.functional.sampling import (
+    filter_logprobs,
+    mixture_logprobs,
+    repeated_ngram_mask,
+    sample_with_noise,
+)
 
 
 def random_logprobs(rows=5, vocabulary=20, seed=0, scale=2.0):
@@ -84,3 +90,36 @@ def test_a_row_is_drawn_by_its_own_noise():
     together = sample_with_noise(logprobs, noise)
     alone = torch.cat([sample_with_noise(logprobs[i : i + 1], noise[i : i + 1]) for i in range(8)])
     assert torch.equal(together, alone)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 40])
+def test_repeated_ngrams_against_transformers(size, length):
+    ids = torch.randint(0, 3, (20, length), generator=torch.Generator().manual_seed(size))
+    scores = NoRepeatNGramLogitsProcessor(size)(ids, torch.zeros(20, 7))
+    given = repeated_ngram_mask(ids, torch.ones_like(ids, dtype=torch.bool), size, vocabulary=7)
+    assert torch.equal(given, scores.isinf())
+    assert given.any() or length < 40
+
+
+def test_padding_makes_no_ngram():
+    ids = torch.randint(0, 3, (20, 12), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    alone = repeated_ngram_mask(ids, mask, 3, vocabulary=5)
+    for pad in (0, 2, 4):
+        padded = torch.cat([torch.full((20, 9), pad), ids], dim=1)
+        padded_mask = torch.cat([torch.zeros(20, 9, dtype=torch.bool), mask], dim=1)
+        assert torch.equal(repeated_ngram_mask(padded, padded_mask, 3, vocabulary=5), alone)
+
+
+def test_ids_past_the_vocabulary_are_left_out():
+    ids = torch.tensor([[1, 9, 1, 9, 2, 9, 1]])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    assert repeated_ngram_mask(ids, mask, 2, vocabulary=4).tolist() == [[False] * 4]
+    assert repeated_ngram_mask(ids[:, :-1], mask[:, :-1], 2, vocabulary=4).tolist() == [[False, True, True, False]]
+
+
+def test_something_is_left_where_every_token_would_repeat():
+    ids = torch.tensor([[0, 1, 2], [0, 1, 1]])
+    given = repeated_ngram_mask(ids, torch.ones_like(ids, dtype=torch.bool), 1, vocabulary=3)
+    assert given.tolist() == [[False, False, False], [True, True, False]]

@@ -14,6 +14,7 @@ from lightning_minillm.rollout import SamplingConfig
         {"top_k": -1},
         {"top_p": 0.0},
         {"top_p": 1.1},
+        {"no_repeat_ngram_size": -1},
         {"teacher_mix_alpha": -0.1},
         {"teacher_mix_alpha": 1.1},
         {"teacher_mix_alpha": float("nan")},

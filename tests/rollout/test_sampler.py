@@ -264,3 +264,95 @@ def test_a_student_that_has_diverged_is_an_error_with_its_rows(make_model, make_
         make_sampler(student, max_new_tokens=1).sample(make_prompts(LENGTHS), seed=0)
     with pytest.raises(FloatingPointError, match="student"):
         sampler.sample(make_prompts(LENGTHS), seed=0)
+
+
+# --- no repeated n-grams ----------------------------------------------------------------------------------------------
+
+
+def ngrams(ids, size):
+    return [tuple(ids[i : i + size]) for i in range(len(ids) - size + 1)]
+
+
+def repeated(rollouts, size):
+    """How many n-grams that end in a response were there before."""
+    count = 0
+    for row in range(len(rollouts)):
+        prompt = rollouts.prompt_ids[row][rollouts.prompt_mask[row]].tolist()
+        grams = ngrams(prompt + rollouts.response_ids[row][rollouts.response_mask[row]].tolist(), size)
+        new = max(len(prompt) - size + 1, 0)
+        count += sum(gram in grams[:place] for place, gram in enumerate(grams[new:], start=new))
+    return count
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.3},
+        {"temperature": 0.0, "teacher_mix_alpha": 0.0},
+        {"temperature": 0.3, "teacher_mix_alpha": 1.0},
+    ],
+)
+def test_no_ngram_of_prompt_and_response_is_sampled_again(size, options, models, make_sampler, make_prompts):
+    """Also greedily, where these models repeat themselves, and from the teacher."""
+    options = {"max_new_tokens": 25, **options}
+    plain = make_sampler(*models, **options).sample(make_prompts(LENGTHS), seed=0)
+    free = make_sampler(*models, no_repeat_ngram_size=size, **options).sample(make_prompts(LENGTHS), seed=0)
+    assert repeated(plain, size) > 0
+    assert repeated(free, size) == 0
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_greedy_decoding_without_repetition_is_the_models_own(size, make_model, make_sampler, make_prompts):
+    """Prompts of one length: transformers takes padding for tokens, and we do not."""
+    model, prompts = make_model("gpt2", seed=1), make_prompts((5,) * 8)
+    full = model.generate(
+        input_ids=prompts.input_ids,
+        attention_mask=prompts.attention_mask.long(),
+        do_sample=False,
+        max_new_tokens=20,
+        no_repeat_ngram_size=size,
+        eos_token_id=EOS,
+        pad_token_id=EOS,
+    )
+    sampler = make_sampler(model, temperature=0.0, max_new_tokens=20, no_repeat_ngram_size=size)
+    given = sampler.sample(prompts, seed=0)
+    assert torch.equal(given.response_ids, full[:, 5:])
+    assert repeated(make_sampler(model, temperature=0.0, max_new_tokens=20).sample(prompts, seed=0), size) > 0
+
+
+def test_no_repetition_does_not_depend_on_padding_and_batch(models, make_sampler, make_prompts):
+    """With rows that leave the batch at many different times."""
+    sampler = make_sampler(*models, eos=ENDS, no_repeat_ngram_size=2)
+    together = sampler.sample(make_prompts(LENGTHS, width=15), seed=0)
+    assert len(together.lengths.unique()) > 4
+    for row in range(len(LENGTHS)):
+        alone = sampler.sample(select_prompts(make_prompts(LENGTHS), torch.tensor([row])), seed=0)
+        mask = together.response_mask[row]
+        assert torch.equal(alone.response_ids[0], together.response_ids[row][mask])
+        torch.testing.assert_close(alone.mixture_logprobs[0], together.mixture_logprobs[row][mask])
+
+
+def test_only_the_mixture_knows_of_banned_ngrams(models, make_sampler, make_prompts):
+    """Student and teacher log-probabilities are those of the whole distributions."""
+    sampler = make_sampler(*models, no_repeat_ngram_size=1, max_new_tokens=12)
+    prompts = make_prompts(LENGTHS)
+    rollouts = sampler.sample(prompts, seed=0)
+    full = score_responses(
+        sampler.student, sampler.teacher, prompts, rollouts.response_ids, rollouts.response_mask, sampler.config
+    )
+    for name in ("student_logprobs", "teacher_logprobs", "reward_logprobs"):
+        torch.testing.assert_close(getattr(rollouts, name), getattr(full, name), rtol=0, atol=1e-4)
+    mask = rollouts.response_mask
+    gained = rollouts.mixture_logprobs[mask] - full.mixture_logprobs[mask]
+    assert gained.max() > 0.1  # what was banned went to the rest
+    assert rollouts.mixture_logprobs[mask].isfinite().all()
+
+
+def test_a_response_may_end_where_only_its_end_would_be_left(models, make_sampler, make_prompts):
+    """Longer than the vocabulary: when nothing new is left, the response goes on, with numbers."""
+    options = {"no_repeat_ngram_size": 1, "min_new_tokens": 50, "max_new_tokens": 50}
+    rollouts = make_sampler(*models, **options).sample(make_prompts(LENGTHS), seed=0)
+    assert rollouts.lengths.min() == 50
+    assert not rollouts.response_ids[:, :49].eq(EOS).any()
+    assert rollouts.mixture_logprobs.isfinite().all()
