@@ -11,9 +11,19 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from torch.distributed.checkpoint.api import CheckpointException
 
 METADATA_FILE = "meta.pt"  # Lightning's name for what is not weights or optimiser in a folder
-_UNREADABLE = (RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError, ValueError, AttributeError)
+_UNREADABLE = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    pickle.UnpicklingError,
+    KeyError,
+    ValueError,
+    AttributeError,
+    CheckpointException,  # of a folder; torch makes it no Exception
+)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

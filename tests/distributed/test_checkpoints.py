@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import shutil
 import signal
 from pathlib import Path
 
@@ -95,20 +96,31 @@ def test_the_exported_folder_holds_the_trained_weights(sharded_run):
 @pytest.mark.parametrize("damage", ["cut off", "foreign", "other architecture"])
 def test_a_damaged_checkpoint_is_a_clear_error(damage, sharded_run, run_ranks, tmp_path):
     folder, options, _ = sharded_run
-    if options["save_distributed_checkpoint"] and damage != "other architecture":
-        pytest.skip("folders are torch's own to read")
-    path, message = folder / f"{MIDDLE}.ckpt", "not a whole checkpoint"
-    other = {}
+    path, message, other = folder / f"{MIDDLE}.ckpt", "not a whole checkpoint", {}
     if damage == "other architecture":
         other, message = {"family": "qwen2"}, "another architecture"
     else:
-        content = path.read_bytes()
-        path = tmp_path / "damaged.ckpt"
-        path.write_bytes(content[: len(content) // 2])
-        if damage == "foreign":
-            torch.save({"weights": torch.zeros(2)}, path)
+        damaged = tmp_path / "damaged.ckpt"
+        (damage_folder if path.is_dir() else damage_file)(path, damaged, damage)
+        path = damaged
     with pytest.raises(ValueError, match=message):
         run_ranks(resume, 2, strategy="fsdp", options=options, path=str(path), **other)
+
+
+def damage_file(path, damaged, damage):
+    content = path.read_bytes()
+    damaged.write_bytes(content[: len(content) // 2])
+    if damage == "foreign":
+        torch.save({"weights": torch.zeros(2)}, damaged)
+
+
+def damage_folder(path, damaged, damage):
+    shutil.copytree(path, damaged)
+    if damage == "foreign":
+        (damaged / ".metadata").unlink()
+    else:
+        part = next(damaged.glob("*.distcp"))
+        os.truncate(part, part.stat().st_size // 2)
 
 
 class Terminate(Callback):
