@@ -280,7 +280,7 @@ class CausalLMModule(LightningModule):
         assert self.tokenizer.eos_token_id is not None
         assert self.tokenizer.pad_token_id is not None
         return MixtureSampler(
-            self.student_split,
+            kwargs.pop("student", self.student_split),
             kwargs.pop("teacher", teacher),
             eos_token_ids=self.tokenizer.eos_token_id,
             pad_token_id=self.tokenizer.pad_token_id,

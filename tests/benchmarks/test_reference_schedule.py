@@ -51,7 +51,7 @@ def test_its_policy_loss_and_gradient_are_the_modules(script, command):
     for batch in ours.buffer:
         for model in (ours.module.student, theirs.student):
             model.zero_grad()
-        expected = ours.module.policy_loss(batch)
+        expected = ours.module.rollout_loss(batch)
         expected.loss.backward()
         padded = reference_batch(reference, batch)
         actual = theirs.policy_loss(padded, padded.returns)
