@@ -29,6 +29,7 @@ class RecipeError(RuntimeError):
 
 
 OmegaConf.register_new_resolver("sum", lambda *numbers: sum(numbers), replace=True)
+OmegaConf.register_new_resolver("epochs", lambda epochs, rows, batch_size: epochs * (rows // batch_size), replace=True)
 OmegaConf.register_new_resolver("quote", lambda value: quote(value), replace=True)
 
 

@@ -29,7 +29,9 @@ from lightning_minillm.cli.stages import (
 from lightning_minillm.cli.train import STUDENT_FOLDER
 
 KEYS = "cache_dir data output_dir recipe redo seed shared_dir teacher_seed until workers".split()
-_RECIPE_KEYS = set("common evaluate extra name requires shared stages steps teacher train_common train_extra".split())
+_RECIPE_KEYS = set(
+    "common evaluate extra models name requires shared stages steps teacher train_common train_extra".split()
+)
 _STAGE_KEYS = {"command", "title", "needs", "starts_at", "overrides", "extra"}
 CURVES = ("val/rougeL", "val/reverse_kl", "val/loss", "val/response_length")
 

@@ -142,7 +142,7 @@ def init_causal_lm(
     return model.float().eval()
 
 
-def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str | Path | None, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load a tokenizer; where it has no pad token, eos pads (masks never look at ids, so that does no harm).
 
     Args:
@@ -153,8 +153,10 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
         The tokenizer, padding on the left.
 
     Raises:
-        ValueError: a folder that does not exist, or a tokenizer without eos: responses could not end.
+        ValueError: none was named, a folder that does not exist, or a tokenizer without eos: responses could not end.
     """
+    if path is None:
+        raise ValueError("no tokenizer was named: give a folder or a hub name (with commands, data.tokenizer=...)")
     source = str(path)
     if _looks_local(source) and not Path(source).is_dir():
         raise ValueError(f"there is no folder {source!r} to load a tokenizer from; give a folder or a hub name")

@@ -228,6 +228,26 @@ def check_recipe(name, given):
     assert steps["sft"] == steps["kd"] == steps["seqkd"] == steps["init"] + steps["minillm"]
 
 
+def check_paper(name, given):
+    """One size here, with tiny models; tests/conf/test_paper.py composes all of them and holds their values."""
+    if not name.startswith("gpt2_120m"):
+        return
+    _, values = given
+    corpus = [f"data.datamodule.lm_corpus.path={values['student'].removeprefix('student.path=')}"]
+    overrides = [f"experiment=paper/{name}", values["student"], *values["data"], *given[0]]
+    overrides += [values["teacher"]] if name.endswith(("_kd", "_seqkd", "_minillm")) else []
+    overrides += corpus if name.endswith("_minillm") else []
+    module = make_everything(to_plain(compose_config("train", overrides), train.KEYS))[2]
+    assert (module.teacher is not None) == name.endswith(("_kd", "_seqkd", "_minillm"))
+
+
+def check_paper_part(name, given):
+    """A part is one of some experiment or recipe."""
+    folders = (CONF / "experiment" / "paper", CONF / "recipe" / "paper")
+    texts = [file.read_text(encoding="utf-8") for folder in folders for file in folder.rglob("*.yaml")]
+    assert any(f"paper/part/{name}\n" in text for text in texts)
+
+
 CHECKS = {
     "": check_top,
     "loss": check_loss,
@@ -245,7 +265,12 @@ CHECKS = {
     "callbacks": check_callbacks,
     "evaluation": check_evaluation,
     "experiment": check_experiment,
+    "experiment/paper": check_paper,
+    "experiment/paper/part": check_paper_part,
     "recipe": check_recipe,
+    # tests/conf/test_paper.py makes their stages.
+    "recipe/paper": lambda name, given: compose_config("recipe", [f"recipe=paper/{name}"]),
+    "recipe/paper/part": check_paper_part,
 }
 
 

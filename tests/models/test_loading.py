@@ -244,3 +244,8 @@ def test_adapters_of_a_model_without_a_name(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": null}')
     with pytest.raises(ValueError, match="does not name the model it adapts"):
         load_causal_lm(tmp_path)
+
+
+def test_a_tokenizer_that_nobody_named_is_an_error():
+    with pytest.raises(ValueError, match=r"data\.tokenizer="):
+        load_tokenizer(None)
