@@ -124,8 +124,8 @@ def build_module(config: Config, models: Models) -> CausalLMModule:
             tokenizer=models.tokenizer,
             optimizer=build(config["optimizer"]),
             scheduler=build(config["scheduler"]) if config["scheduler"] else None,
-            evaluation_sampling=build(config["evaluation"]["sampling"]),
-            evaluation_seed=config["evaluation"]["seed"],
+            evaluation_sampling=build(config["validation"]["sampling"]),
+            evaluation_seed=config["validation"]["seed"],
             **teacher,
         )
     except TypeError as error:

@@ -158,7 +158,7 @@ def _evaluation(config: Config, stages: Mapping[str, Stage], model: str, shown_p
     if model != teacher:
         overrides += ["teacher=pretrained", f"teacher.path={quote(stages[teacher].folder / STUDENT_FOLDER)}"]
     if not shown_progress:
-        overrides.append("+trainer.enable_progress_bar=false")
+        overrides.append("callbacks.progress=null")
     return Stage(name, "evaluate", folder, tuple(needs), _compose("evaluate", overrides, name), stages[model].title)
 
 

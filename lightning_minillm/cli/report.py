@@ -21,8 +21,10 @@ Summary = dict[str, dict[str, Any]]
 RESULTS_JSON = "results.json"
 RESULTS_CSV = "results.csv"
 
-# Columns in order: key, title, decimals, whether more is better (None: neither).
-COLUMNS: tuple[tuple[str, str, int, bool | None], ...] = (
+Column = tuple[str, str, int, bool | None]
+"""Key, title, decimals, whether more is better (``None``: neither)."""
+
+COLUMNS: tuple[Column, ...] = (
     ("rougeL", "Rouge-L", 2, True),
     ("exact_match", "exact match %", 1, True),
     ("reverse_kl", "reverse KL / token", 4, False),
@@ -39,12 +41,13 @@ def summarise(rows: Sequence[Mapping[str, float]]) -> Summary:
         2.0
     """
     names = sorted({name for row in rows for name in row})
-    summary: Summary = {}
-    for name in names:
-        values = [float(row[name]) for row in rows if name in row]
-        deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-        summary[name] = {"mean": statistics.fmean(values), "std": deviation, "values": values}
-    return summary
+    return {name: summarise_values([float(row[name]) for row in rows if name in row]) for name in names}
+
+
+def summarise_values(values: Sequence[float]) -> dict[str, Any]:
+    """Return mean and sample deviation (0 for one value) of one metric, with the values."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.fmean(values), "std": deviation, "values": list(values)}
 
 
 def write_results(folder: Path, results: Mapping[str, Summary], about: Mapping[str, Any]) -> None:
@@ -86,7 +89,11 @@ def over_training_seeds(folders: Iterable[Path], settings: str) -> dict[str, Sum
 
 
 def print_table(
-    results: Mapping[str, Summary], title: str, console: Console | None = None, not_ranked: Sequence[str] = ()
+    results: Mapping[str, Summary],
+    title: str,
+    console: Console | None = None,
+    not_ranked: Sequence[str] = (),
+    columns: Sequence[Column] = COLUMNS,
 ) -> None:
     """Print one table, the best of each column in bold.
 
@@ -95,8 +102,9 @@ def print_table(
         title: above the table.
         console: where to print; standard output by default.
         not_ranked: models that are shown but do not compete, such as the teacher.
+        columns: what is shown of what was measured.
     """
-    shown = [column for column in COLUMNS if any(column[0] in summary for summary in results.values())]
+    shown = measured_columns(results, columns)
     table = Table(title=title, caption="mean ± deviation")
     table.add_column("model")
     for _, name, _, more in shown:
@@ -126,9 +134,14 @@ def format_value(value: Mapping[str, Any] | None, decimals: int) -> str:
     return f"{value['mean']:.{decimals}f}{deviation}"
 
 
-def markdown_table(results: Mapping[str, Summary]) -> str:
+def measured_columns(results: Mapping[str, Summary], columns: Sequence[Column]) -> list[Column]:
+    """Return the columns for which any model has a value."""
+    return [column for column in columns if any(column[0] in summary for summary in results.values())]
+
+
+def markdown_table(results: Mapping[str, Summary], columns: Sequence[Column] = COLUMNS) -> str:
     """Return the table of :func:`print_table` in Markdown."""
-    shown = [column for column in COLUMNS if any(column[0] in summary for summary in results.values())]
+    shown = measured_columns(results, columns)
     lines = ["| model | " + " | ".join(name for _, name, _, _ in shown) + " |", "|---" * (len(shown) + 1) + "|"]
     for model, summary in results.items():
         cells = [format_value(summary.get(key), decimals) for key, _, decimals, _ in shown]

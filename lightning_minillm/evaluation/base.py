@@ -48,6 +48,8 @@ class Picture:
     y_label: str
     kind: Literal["line", "bars", "reliability"] = "line"
     """``reliability``: curves with the diagonal of perfect calibration."""
+    x_ticks: Sequence[str] | None = None
+    """Names of x = 0, 1, ...; ``None`` for numbers."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,13 @@ class Evaluation(ABC):
     @abstractmethod
     def findings(self, records: Sequence[Record]) -> Findings:
         """Compute everything from the records of all items, which come sorted by item."""
+
+    def texts(self, records: Sequence[Record]) -> Mapping[str, list[Record]]:
+        """Return what is to be read of the records, by the name of a file; nothing unless an evaluation says so.
+
+        Rows with ``index``, ``task``, ``prompt``, ``references`` and ``response`` are also shown side by side.
+        """
+        return {}
 
     def identity(self) -> Mapping[str, Any]:
         """Return what decides the records, so that those of another set-up are not gone on with; plain JSON."""

@@ -57,7 +57,7 @@ def train_overrides(folders, data_overrides):
         "max_steps=6",
         "eval_every=3",
         "checkpoint_every=2",
-        "evaluation.sampling.max_new_tokens=4",
+        "validation.sampling.max_new_tokens=4",
         "optimizer.lr=1e-3",
         "trainer.accelerator=cpu",
         "trainer.log_every_n_steps=1",

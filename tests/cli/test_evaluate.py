@@ -10,7 +10,7 @@ from lightning_minillm.cli.evaluate import evaluate
 
 @pytest.fixture
 def overrides(data_overrides):
-    return [*data_overrides, "evaluation.sampling.max_new_tokens=4", "trainer.accelerator=cpu", "seeds=[1,2,3]"]
+    return [*data_overrides, "sampling.max_new_tokens=4", "trainer.accelerator=cpu", "seeds=[1,2,3]"]
 
 
 def test_models_are_compared_over_seeds(overrides, folders, tmp_path, capsys):
@@ -19,10 +19,11 @@ def test_models_are_compared_over_seeds(overrides, folders, tmp_path, capsys):
     results, objects = evaluate(compose_config("evaluate", [*overrides, models, *teacher]))
     run = tmp_path / "run"
     assert set(results) == {"student", "teacher"}
-    assert set(results["student"]) == {"rougeL", "exact_match", "reverse_kl", "response_length", "loss"}
+    expected = {"rougeL", "exact_match", "reverse_kl", "response_length", "loss", "repetition", "dist4"}
+    assert set(results["student"]) == expected | {"rougeL_0-5"}  # every reference has two tokens
     for summary in results.values():
-        for value in summary.values():
-            assert len(value["values"]) == 3
+        for name, value in summary.items():
+            assert len(value["values"]) == 3 or name in ("repetition", "dist4")  # no response may have four words
             assert value["mean"] == pytest.approx(statistics.fmean(value["values"]))
             assert value["std"] == pytest.approx(statistics.stdev(value["values"]))
     assert results["teacher"]["reverse_kl"]["mean"] == pytest.approx(0, abs=1e-6)
@@ -39,6 +40,11 @@ def test_models_are_compared_over_seeds(overrides, folders, tmp_path, capsys):
     assert "student" in printed
     assert len((run / "responses/student_seed_2.jsonl").read_text().splitlines()) == 6
     assert objects["module"].teacher is not None
+    text = (run / "report.md").read_text()
+    assert "| student |" in text
+    assert "pictures/rougeL_by_length.png" in text
+    assert "## Responses side by side" in text
+    assert (run / "pictures/rougeL_by_length.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_one_model_without_teacher(overrides, folders):

@@ -22,6 +22,7 @@ from lightning_minillm.cli.build import (
 )
 from lightning_minillm.cli.config import build, build_all, compose_config, to_plain
 from lightning_minillm.data import DistillationDataModule
+from lightning_minillm.evaluation import Evaluation
 from lightning_minillm.losses import TokenLoss
 from lightning_minillm.modules import CausalLMModule
 from lightning_minillm.rollout import SamplingConfig
@@ -92,7 +93,8 @@ def check_top(name, given):
     elif name == "evaluate":
         config = to_plain(compose_config("evaluate", given[0]), evaluate.KEYS)
         assert isinstance(build_trainer(config)[0], L.Trainer)
-        assert build(config["evaluation"]["sampling"]).teacher_mix_alpha == 0
+        assert build(config["sampling"]).teacher_mix_alpha == 0
+        assert list(config["evaluation"]) == ["responses"]
     elif name == "generate":
         config = to_plain(compose_config("generate", ["model=x", *given[0]]), generate.KEYS)
         assert build(config["sampling"]).teacher_mix_alpha == 0
@@ -196,14 +198,32 @@ def check_logger(name, given):
 
 
 def check_callbacks(name, given):
+    if name == "evaluation":
+        return check_top("evaluate", given)
     callbacks = build_all(compose_train(given, f"callbacks={name}")["callbacks"])
     assert all(isinstance(callback, Callback) for callback in callbacks.values())
     assert callbacks
+    return None
+
+
+def check_validation(name, given):
+    sampling = build(compose_train(given, f"validation={name}")["validation"]["sampling"])
+    assert isinstance(sampling, SamplingConfig)
+
+
+def check_sampling(name, given):
+    config = to_plain(compose_config("evaluate", [f"sampling={name}", *given[0]]), evaluate.KEYS)
+    sampling = build(config["evaluation"]["responses"]["sampling"])
+    assert sampling == build(config["sampling"])
+    assert sampling.no_repeat_ngram_size == {"validation": 0, "paper_test": 6}[name]
 
 
 def check_evaluation(name, given):
-    sampling = build(compose_train(given, f"evaluation={name}")["evaluation"]["sampling"])
-    assert isinstance(sampling, SamplingConfig)
+    config = to_plain(compose_config("evaluate", [f"evaluation=[{name}]", *given[0]]), evaluate.KEYS)
+    assert list(config["evaluation"]) == [name]
+    evaluation = build(config["evaluation"][name])
+    assert isinstance(evaluation, Evaluation)
+    assert evaluation.name == name
 
 
 def check_experiment(name, given):
@@ -263,6 +283,8 @@ CHECKS = {
     "devices": lambda name, given: check_trainer("devices", name, given),
     "logger": check_logger,
     "callbacks": check_callbacks,
+    "validation": check_validation,
+    "sampling": check_sampling,
     "evaluation": check_evaluation,
     "experiment": check_experiment,
     "experiment/paper": check_paper,

@@ -1,0 +1,145 @@
+"""Models by name: Hugging Face folders, hub names, and checkpoints of ours."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lightning_minillm.cli import runs
+from lightning_minillm.cli.build import build_models
+from lightning_minillm.models import load_causal_lm, load_tokenizer
+from lightning_minillm.models.checkpoints import check_architecture, read_metadata, read_weights
+from lightning_minillm.strategies.checkpoints import read_checkpoint, recover
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from lightning_minillm.cli.build import Models
+
+_PREFIX = "student."
+_SAMPLED_BYTES = 2**16
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A model that is not loaded yet."""
+
+    name: str
+    """In tables and files."""
+    path: str
+    tokenizer: PreTrainedTokenizerBase
+    load: Callable[[], PreTrainedModel]
+
+
+def open_model(name: str, path: str, dtype: str = "float32", trust_remote_code: bool = False) -> NamedModel:
+    """Load a model's tokenizer, and prepare the model, which is loaded when it is needed.
+
+    Args:
+        name: in tables and files.
+        path: a Hugging Face folder, a hub name, or a checkpoint in either format.
+        dtype: of the weights.
+        trust_remote_code: run code that comes with the model.
+
+    Raises:
+        ValueError: there is no such model, or it has no tokenizer.
+    """
+    if is_checkpoint(Path(path)):
+        run = CheckpointOfRun(Path(path))
+        return NamedModel(name, path, run.models.tokenizer, partial(_load_checkpoint, run, dtype))
+    try:
+        tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
+    except ValueError:
+        raise
+    except Exception as error:  # transformers raises whatever its readers do
+        raise ValueError(
+            f"no tokenizer could be loaded for model '{name}' from {path!r}"
+            f" ({type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}): save one beside it"
+            f" with tokenizer.save_pretrained"
+        ) from error
+    return NamedModel(
+        name, path, tokenizer, partial(load_causal_lm, path, dtype=dtype, trust_remote_code=trust_remote_code)
+    )
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is a checkpoint of ours: a file, or a folder to which several ranks wrote."""
+    return path.suffix == ".ckpt" or (path / ".metadata").is_file()
+
+
+class CheckpointOfRun:
+    """A checkpoint, and the configuration of the run that wrote it.
+
+    Args:
+        checkpoint: ``last.ckpt`` or ``best.ckpt`` in a run's folder.
+        run_dir: where the run's ``config.yaml`` lies; ``None``: two folders above.
+
+    Raises:
+        ValueError: no checkpoint, or no configuration.
+    """
+
+    def __init__(self, checkpoint: Path, run_dir: str | Path | None = None) -> None:
+        if not recover(checkpoint):
+            raise ValueError(
+                f"there is no checkpoint {str(checkpoint)!r}: give a run's checkpoints/last.ckpt or best.ckpt"
+            )
+        folder = Path(run_dir) if run_dir else checkpoint.absolute().parent.parent
+        config = runs.read_config(folder)
+        if config is None:
+            raise ValueError(
+                f"{str(folder)!r} holds no {runs.CONFIG_FILE} of a run: say where it lies with run_dir=FOLDER"
+            )
+        self.checkpoint = checkpoint
+        self.models: Models = build_models(config["student"], None)
+
+    def metadata(self) -> Mapping[str, Any]:
+        """Return what the checkpoint holds besides weights, such as ``global_step``.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        return read_checkpoint(self.checkpoint, lambda: read_metadata(self.checkpoint))
+
+    def student(self) -> PreTrainedModel:
+        """Return the student with the checkpoint's weights.
+
+        Raises:
+            ValueError: the checkpoint is of another architecture.
+        """
+        weights = {
+            name.removeprefix(_PREFIX): value
+            for name, value in read_weights(self.checkpoint).items()
+            if name.startswith(_PREFIX)
+        }
+        student = self.models.student()
+        own, theirs = ({name: tuple(v.shape) for name, v in state.items()} for state in (student.state_dict(), weights))
+        check_architecture(own, theirs)
+        student.load_state_dict(weights)
+        return student
+
+
+def _load_checkpoint(run: CheckpointOfRun, dtype: str) -> PreTrainedModel:
+    run.metadata()  # its errors are clearer
+    return run.student().to(getattr(torch, dtype)).eval()
+
+
+def digest_of(path: str) -> str:
+    """Return a digest of a model's files by their sizes and ends, the same wherever they lie; a hub name as it is."""
+    place = Path(path).expanduser()
+    if not place.exists():
+        return path
+    digest = hashlib.sha256()
+    files = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(place)} {size}".encode())
+        with open(file, "rb") as content:
+            digest.update(content.read(_SAMPLED_BYTES))
+            content.seek(max(0, size - _SAMPLED_BYTES))
+            digest.update(content.read())
+    return digest.hexdigest()

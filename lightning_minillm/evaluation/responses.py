@@ -1,0 +1,299 @@
+"""What a model says: responses to the prompts of data sets, compared with references and with a teacher.
+
+Legend: B rows, N target tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_minillm.data.cache import fingerprint
+from lightning_minillm.evaluation.base import Curve, Evaluation, Findings, Measure, Picture, Record
+from lightning_minillm.evaluation.data_sets import batches_by_length, encode_source
+from lightning_minillm.functional.divergences import reverse_kl
+from lightning_minillm.functional.logprobs import TokenStates, chunk_bounds, target_logprobs
+from lightning_minillm.losses.chunking import tokens_per_chunk
+from lightning_minillm.metrics import DistinctNGrams, ExactMatch, RepeatedNGrams, RougeLByLength, rouge_l
+from lightning_minillm.rollout.scoring import rollout_sequences
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from lightning_minillm.data import EncodedInstructions, PromptTemplate
+    from lightning_minillm.data.datamodule import RecordSource
+    from lightning_minillm.modules import CausalLMModule
+    from lightning_minillm.rollout import SamplingConfig
+    from lightning_minillm.types import RolloutBatch, TokenBatch
+
+MEASURES = {
+    "rougeL": Measure("Rouge-L", 2, True),
+    "exact_match": Measure("exact match %", 1, True),
+    "reverse_kl": Measure("reverse KL / token", 4, False),
+    "response_length": Measure("response tokens", 1),
+    "loss": Measure("loss", 3, False),
+    "repetition": Measure("repeated 4-grams %", 1, False),
+    "dist4": Measure("distinct 4-grams %", 1, True),
+}
+BUCKETS = RougeLByLength().names
+
+
+class Responses(Evaluation):
+    """Samples a response to every prompt for every seed.
+
+    Args:
+        sources: of instruction records, by the name of the data set. With one, metrics have plain names; with several,
+            the data set's before theirs.
+        template: makes the prompts.
+        sampling: how the student is sampled (``teacher_mix_alpha`` must be 0).
+        max_length: tokens of prompt and reference together, at most; longer references are cut for the loss.
+        max_prompt_length: tokens of a prompt, at most; longer ones are left out.
+        batch_size: rows that advance together on one rank.
+        seeds: of sampling, at least one.
+        cache_dir: folder for tokenised data; ``None`` tokenises every time.
+
+    Raises:
+        ValueError: no data set, no seed, the same seed twice, or sampling that mixes in a teacher.
+    """
+
+    name = "responses"
+
+    def __init__(
+        self,
+        sources: Mapping[str, RecordSource],
+        template: PromptTemplate,
+        sampling: SamplingConfig,
+        *,
+        max_length: int = 512,
+        max_prompt_length: int = 256,
+        batch_size: int = 64,
+        seeds: Sequence[int] = (10, 20, 30, 40, 50),
+        cache_dir: str | None = None,
+    ) -> None:
+        if not sources:
+            raise ValueError("there is no data set to respond to: name at least one")
+        if not seeds or len(set(seeds)) < len(seeds):
+            raise ValueError(
+                f"seeds is empty or names one twice; give sampling seeds such as [10, 20], got {list(seeds)}"
+            )
+        if sampling.teacher_mix_alpha != 0:
+            raise ValueError("evaluation samples the student alone: set teacher_mix_alpha=0")
+        self.sources = dict(sources)
+        self.template = template
+        self.sampling = sampling
+        self.lengths = {"max_length": max_length, "max_prompt_length": max_prompt_length}
+        self.batch_size = batch_size
+        self.seeds = tuple(seeds)
+        self.cache_dir = cache_dir
+        self.data: dict[str, EncodedInstructions] = {}
+        self.reference_lengths: dict[str, list[int]] = {}
+        self.measures: dict[str, Measure] = {}
+        self.pictures: dict[str, Picture] = {}
+        for data_set in self.sources:
+            self._describe(data_set)
+
+    def _describe(self, data_set: str) -> None:
+        """Name the metrics and the picture of a data set."""
+        key, head = self._names(data_set)
+        buckets = {f"rougeL_{name}": Measure(f"Rouge-L, {name} tokens", 2, True) for name in BUCKETS}
+        self.measures |= {key(name): measure for name, measure in (MEASURES | buckets).items()}
+        self.pictures[key("rougeL_by_length")] = Picture(
+            title=f"{head}Rouge-L by length of the reference",
+            x_label="tokens of the reference",
+            y_label="Rouge-L",
+            kind="bars",
+            x_ticks=BUCKETS,
+        )
+
+    def _names(self, data_set: str) -> tuple[Any, str]:
+        """Return how a data set's metrics are called, and the beginning of its titles."""
+        if len(self.sources) == 1:
+            return (lambda name: name), ""
+        return (lambda name: f"{data_set}/{name}"), f"{data_set}: "
+
+    # --- before any model -------------------------------------------------------------------------------------------
+
+    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Read and tokenise the data sets."""
+        for name, source in self.sources.items():
+            data = encode_source(name, source, tokenizer, self.template, cache_dir=self.cache_dir, **self.lengths)
+            references = [record.responses[0] for record in data.records]
+            ids = tokenizer(references, add_special_tokens=False, verbose=False).input_ids
+            self.data[name], self.reference_lengths[name] = data, [len(row) for row in ids]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all data sets together: what one seed asks for."""
+        return sum(map(len, self.data.values()))
+
+    def batches(self) -> list[list[int]]:
+        """Return, seed after seed, each data set's rows in batches of prompts of like length."""
+        of_a_seed, start = [], 0
+        for data in self.data.values():
+            of_a_seed += [[start + row for row in rows] for rows in batches_by_length(data, self.batch_size)]
+            start += len(data)
+        count = self.num_rows
+        return [[place * count + row for row in rows] for place in range(len(self.seeds)) for rows in of_a_seed]
+
+    def identity(self) -> dict[str, Any]:
+        """Return seeds, sampling and a digest of prompts and references."""
+        texts = (
+            text
+            for name, data in self.data.items()
+            for record in data.records
+            for text in (name, self.template.format(record.instruction, record.input), *record.responses)
+        )
+        return {
+            "name": self.name,
+            "seeds": list(self.seeds),
+            "sampling": asdict(self.sampling),
+            "batch_size": self.batch_size,
+            **self.lengths,
+            "data": fingerprint("evaluation", {}, texts),
+        }
+
+    # --- with a model -----------------------------------------------------------------------------------------------
+
+    def step(self, module: CausalLMModule, items: Sequence[int]) -> list[Record]:
+        """Sample a batch of responses and score them; with the first seed, also the references."""
+        place, name, rows = self._find(items)
+        batch = self.data[name].evaluation_batch(rows).to(module.device)
+        rollouts = module.sampler(self.sampling).sample(batch.prompts, seed=self.seeds[place])
+        columns: dict[str, list[Any]] = {"response_tokens": rollouts.lengths.tolist()}
+        if module.teacher is not None:
+            columns["reverse_kl"] = self._reverse_kl(module, rollouts)
+        if place == 0:
+            columns["reference_loss"], columns["loss_tokens"] = _reference_loss(module, batch.tokens)
+        records = []
+        for row, response in enumerate(module.decode(rollouts)):
+            record = {
+                "item": items[row],
+                "data_set": name,
+                "seed": self.seeds[place],
+                "index": rows[row],
+                "task": batch.tasks[row],
+                "prompt": batch.prompt_texts[row],
+                "references": list(batch.references[row]),
+                "response": response,
+                "exact": batch.exact[row],
+                "rougeL": rouge_l(response, batch.references[row]),
+                "reference_tokens": self.reference_lengths[name][rows[row]],
+            }
+            records.append(record | {key: values[row] for key, values in columns.items()})
+        return records
+
+    def _find(self, items: Sequence[int]) -> tuple[int, str, list[int]]:
+        """Return which seed, data set and rows the items of a batch are."""
+        place, start = items[0] // self.num_rows, 0
+        rows = [item - place * self.num_rows for item in items]
+        for name, data in self.data.items():
+            if rows[0] < start + len(data):
+                return place, name, [row - start for row in rows]
+            start += len(data)
+        raise IndexError(f"items must lie in [0, {len(self.seeds) * self.num_rows}), got {items[0]}")
+
+    def _reverse_kl(self, module: CausalLMModule, rollouts: RolloutBatch) -> list[float]:
+        """Return KL(student || teacher) summed over the tokens of each response."""
+        batch = rollout_sequences(rollouts)
+        student, _ = module.token_states(batch)
+        values = token_reverse_kl(student, module.teacher_token_states(batch), self.sampling.temperature or 1.0)
+        return _row_sums(values, batch.target_mask)
+
+    # --- afterwards -------------------------------------------------------------------------------------------------
+
+    def findings(self, records: Sequence[Record]) -> Findings:
+        """Compute every metric of each data set and seed."""
+        values: dict[str, list[float]] = {}
+        curves = {}
+        for name in self.sources:
+            key, _ = self._names(name)
+            own = [record for record in records if record["data_set"] == name]
+            loss = _mean_loss(own)
+            for seed in self.seeds:
+                summary = summarise_responses([record for record in own if record["seed"] == seed]) | {"loss": loss}
+                for metric, value in summary.items():
+                    if not math.isnan(value):  # else there was nothing to measure it on
+                        values.setdefault(key(metric), []).append(value)
+            means = [values.get(key(f"rougeL_{bucket}")) for bucket in BUCKETS]
+            found = [(float(place), sum(mean) / len(mean)) for place, mean in enumerate(means) if mean]
+            curves[key("rougeL_by_length")] = Curve(*map(list, zip(*found, strict=True)))
+        return Findings({name: values[name] for name in self.measures if name in values}, curves)
+
+    def texts(self, records: Sequence[Record]) -> dict[str, list[Record]]:
+        """Return the responses of each data set and seed, row by row."""
+        files: dict[str, list[Record]] = {}
+        for record in sorted(records, key=lambda record: record["item"]):
+            prefix = f"{record['data_set']}_" if len(self.sources) > 1 else ""
+            kept = {key: value for key, value in record.items() if key not in ("item", "data_set", "seed")}
+            files.setdefault(f"{prefix}seed_{record['seed']}", []).append(kept)
+        return files
+
+
+def summarise_responses(records: Sequence[Record]) -> dict[str, float]:
+    """Return the metrics of one seed's responses to one data set; NaN where there was nothing to measure.
+
+    Args:
+        records: rows as :meth:`Responses.step` makes them, at least one.
+    """
+    exact, buckets, repetition, distinct = ExactMatch(), RougeLByLength(), RepeatedNGrams(), DistinctNGrams()
+    texts = [record["response"] for record in records]
+    for record in records:
+        buckets.add(record["rougeL"], record["reference_tokens"])
+    judged = [record for record in records if record["exact"]]
+    exact.update([record["response"] for record in judged], [record["references"] for record in judged])
+    repetition.update(texts)
+    distinct.update(texts)
+    tokens = [record["response_tokens"] for record in records]
+    values = {
+        "rougeL": sum(record["rougeL"] for record in records) / len(records),
+        "exact_match": exact.compute() if judged else math.nan,
+        "response_length": sum(tokens) / len(tokens),
+        "repetition": repetition.compute(),
+        "dist4": distinct.compute(),
+        **{f"rougeL_{name}": value for name, value in buckets.compute().items()},
+    }
+    if "reverse_kl" in records[0]:
+        values["reverse_kl"] = sum(record["reverse_kl"] for record in records) / sum(tokens)
+    return {name: float(value) for name, value in values.items()}
+
+
+def token_reverse_kl(student: TokenStates, teacher: TokenStates, temperature: float = 1.0) -> Tensor:
+    """Return KL(student || teacher) of every token, a chunk at a time: ``[N]`` float32, on the ids that both have.
+
+    Args:
+        student: N states.
+        teacher: states of the same tokens.
+        temperature: divides the logits of both; positive.
+    """
+    pieces = []
+    for start, stop in chunk_bounds(len(student), tokens_per_chunk("auto", student)):
+        logits = [states.logits(start, stop, temperature) for states in (student, teacher)]
+        shared = min(value.shape[-1] for value in logits)
+        pieces.append(reverse_kl(*(value[:, :shared] for value in logits)))
+    return torch.cat(pieces)
+
+
+def _reference_loss(module: CausalLMModule, batch: TokenBatch) -> tuple[list[float], list[int]]:
+    """Return -log q summed over the target tokens of each row, and how many these are."""
+    states, target_ids = module.token_states(batch)
+    return _row_sums(-target_logprobs(states, target_ids), batch.target_mask), batch.target_mask.sum(-1).tolist()
+
+
+def _row_sums(values: Tensor, mask: Tensor) -> list[float]:
+    """Sum token values ``[N]`` over the rows of the mask ``[B, L]`` that they come from."""
+    rows = mask.cpu().nonzero()[:, 0]
+    sums: list[float] = torch.zeros(len(mask), dtype=torch.float64).index_add_(0, rows, values.double().cpu()).tolist()
+    return sums
+
+
+def _mean_loss(records: Sequence[Record]) -> float:
+    """Return the loss of the references by token; it is known of one seed's records, since no seed changes it."""
+    scored = [record for record in records if "reference_loss" in record]
+    total = sum(record["reference_loss"] for record in scored)
+    tokens = sum(record["loss_tokens"] for record in scored)
+    return float(total / tokens)

@@ -1,0 +1,50 @@
+"""Runs an evaluation of a model on all ranks, from where it was stopped to its findings."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning_minillm.evaluation.base import Evaluation, Findings
+from lightning_minillm.evaluation.module import EvaluationModule
+from lightning_minillm.evaluation.records import RecordFiles
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+
+def record_files(folder: str | Path, evaluation: Evaluation) -> RecordFiles:
+    """Return where the records of an evaluation lie, in a model's folder."""
+    return RecordFiles(Path(folder) / evaluation.name)
+
+
+def run_evaluation(trainer: Trainer, module: EvaluationModule, evaluation: Evaluation, folder: str | Path) -> Findings:
+    """Measure one model, going on from the records that are there.
+
+    A batch is done whole or again, and its records do not depend on which rank does it or when: the findings are the
+    same on any number of ranks, and after any number of stops.
+
+    Args:
+        trainer: with the devices to use; its progress bar shows the batches.
+        module: the model.
+        evaluation: prepared with the module's tokenizer.
+        folder: of this model's records, seen by all ranks; the evaluation's go to ``<folder>/<name>/rank_<n>.jsonl``.
+
+    Returns:
+        The findings, on every rank.
+
+    Raises:
+        ValueError: records of another set-up are there, or a teacher is missing that the evaluation needs.
+    """
+    if evaluation.needs_teacher and not module.has_teacher:
+        raise ValueError(f"{evaluation.name} compares with a teacher, but the module has none: pass teacher=...")
+    files = record_files(folder, evaluation)
+    module.begin(evaluation, files)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*across ranks is zero.*")  # all records are there
+        trainer.test(module, verbose=False)
+    trainer.strategy.barrier("records")
+    findings = evaluation.findings(files.read()) if trainer.is_global_zero else None
+    shared: Findings = trainer.strategy.broadcast(findings)
+    return shared
