@@ -147,3 +147,12 @@ def golden_folder():
     if not list(folder.glob("*.safetensors")):
         pytest.skip(f"no recorded numbers at '{folder}': set MINILLM_TEST_GOLDEN to a folder of .safetensors files")
     return folder
+
+
+@pytest.fixture(scope="session")
+def data_folder():
+    """Folder of real public data sets and models; tests that need it skip without it."""
+    folder = Path(os.environ.get("MINILLM_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at '{folder}': set MINILLM_TEST_DATA to a folder that holds it")
+    return folder

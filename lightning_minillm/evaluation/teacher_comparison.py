@@ -1,0 +1,197 @@
+"""What evaluations share that compare a student with its teacher, token by token.
+
+Legend: B rows, N target tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_minillm.data.cache import fingerprint
+from lightning_minillm.evaluation.base import Evaluation, Measure, Picture
+from lightning_minillm.evaluation.data_sets import batches_by_length, encode_source
+from lightning_minillm.evaluation.items import ItemNumbers, metric_name, picture_title
+from lightning_minillm.functional.logprobs import TokenStates, chunk_bounds
+from lightning_minillm.losses.chunking import tokens_per_chunk
+from lightning_minillm.rollout import MixtureSampler
+from lightning_minillm.rollout.scoring import rollout_sequences
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from lightning_minillm.data import EncodedInstructions, PromptTemplate
+    from lightning_minillm.data.datamodule import RecordSource
+    from lightning_minillm.modules import CausalLMModule
+    from lightning_minillm.rollout import SamplingConfig
+    from lightning_minillm.types import PromptBatch, TokenBatch
+
+LogitDivergence = Callable[[Tensor, Tensor], Tensor]
+"""Maps student and teacher logits ``[n, V]`` to ``[n]``."""
+
+
+class TeacherComparison(Evaluation):
+    """Reads prompts, and lets student and teacher respond to each.
+
+    Both are sampled with the same random numbers, so that a student that equals its teacher says the same, and chance
+    blurs their difference less.
+
+    Args:
+        sources: of instruction records, by the name of the data set. With one, metrics have plain names; with several,
+            the data set's before theirs.
+        template: makes the prompts.
+        sampling: how either model is sampled (``teacher_mix_alpha`` must be 0). Divergences are of the distributions
+            at its temperature (1 where it is 0), before any of its filters.
+        max_length: tokens of prompt and reference together, at most; longer references are cut.
+        max_prompt_length: tokens of a prompt, at most; longer ones are left out.
+        batch_size: rows that advance together on one rank.
+        seed: of sampling.
+        cache_dir: folder for tokenised data; ``None`` tokenises every time.
+
+    Raises:
+        ValueError: no data set, or sampling that mixes in a teacher.
+    """
+
+    needs_teacher = True
+    measures_of_a_set: ClassVar[Mapping[str, Measure]]
+    """How the metrics of one data set are shown."""
+    pictures_of_a_set: ClassVar[Mapping[str, Picture]] = {}
+    """The pictures of one data set."""
+
+    def __init__(
+        self,
+        sources: Mapping[str, RecordSource],
+        template: PromptTemplate,
+        sampling: SamplingConfig,
+        *,
+        max_length: int = 512,
+        max_prompt_length: int = 256,
+        batch_size: int = 64,
+        seed: int = 10,
+        cache_dir: str | None = None,
+    ) -> None:
+        if not sources:
+            raise ValueError(f"{self.name} has no data set to respond to: name at least one")
+        if sampling.teacher_mix_alpha != 0:
+            raise ValueError(f"{self.name} samples student and teacher apart: set teacher_mix_alpha=0")
+        self.sources = dict(sources)
+        self.template = template
+        self.sampling = sampling
+        self.lengths = {"max_length": max_length, "max_prompt_length": max_prompt_length}
+        self.batch_size = batch_size
+        self.seed = seed
+        self.cache_dir = cache_dir
+        self.data: dict[str, EncodedInstructions] = {}
+        self.items = ItemNumbers({})
+        self.measures = {
+            metric_name(key, name, sources): measure
+            for name in sources
+            for key, measure in self.measures_of_a_set.items()
+        }
+        self.pictures = {
+            metric_name(key, name, sources): replace(picture, title=picture_title(picture.title, name, sources))
+            for name in sources
+            for key, picture in self.pictures_of_a_set.items()
+        }
+
+    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Read and tokenise the data sets."""
+        for name, source in self.sources.items():
+            self.data[name] = encode_source(
+                name, source, tokenizer, self.template, cache_dir=self.cache_dir, **self.lengths
+            )
+        self.items = ItemNumbers({name: len(data) for name, data in self.data.items()})
+
+    def batches(self) -> list[list[int]]:
+        """Return each data set's rows in batches of prompts of like length."""
+        return [
+            self.items.number(name, rows)
+            for name, data in self.data.items()
+            for rows in batches_by_length(data, self.batch_size)
+        ]
+
+    def identity(self) -> dict[str, Any]:
+        """Return seed, sampling and a digest of prompts and references."""
+        texts = (
+            text
+            for name, data in self.data.items()
+            for record in data.records
+            for text in (name, self.template.format(record.instruction, record.input), record.responses[0])
+        )
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "sampling": asdict(self.sampling),
+            "batch_size": self.batch_size,
+            **self.lengths,
+            "data": fingerprint("evaluation", {}, texts),
+        }
+
+    def student_text(self, module: CausalLMModule, prompts: PromptBatch) -> TokenBatch:
+        """Return the prompts with responses that the student wrote, which are the targets."""
+        return rollout_sequences(module.sampler(self.sampling).sample(prompts, seed=self.seed))
+
+    def teacher_text(self, module: CausalLMModule, prompts: PromptBatch) -> TokenBatch:
+        """Return the prompts with responses that the teacher wrote, which are the targets."""
+        of_student = module.sampler(self.sampling)
+        assert module.teacher_split is not None
+        sampler = MixtureSampler(
+            module.teacher_split,
+            None,
+            eos_token_ids=of_student.eos_token_ids,
+            pad_token_id=of_student.pad_token_id,
+            config=self.sampling,
+            vocabulary=of_student.vocabulary,
+            finish_together=of_student.finish_together,
+        )
+        return rollout_sequences(sampler.sample(prompts, seed=self.seed))
+
+    def divergences(
+        self, module: CausalLMModule, batch: TokenBatch, functions: Mapping[str, LogitDivergence]
+    ) -> dict[str, list[list[float]]]:
+        """Compare the models on given text.
+
+        Args:
+            module: student and teacher.
+            batch: B rows, whose targets are compared.
+            functions: by name.
+
+        Returns:
+            By name, B lists with a value a target token.
+        """
+        student, _ = module.token_states(batch)
+        values = token_divergences(
+            student, module.teacher_token_states(batch), functions, self.sampling.temperature or 1.0
+        )
+        counts = batch.target_mask.sum(-1).tolist()
+        return {
+            name: [row.tolist() for row in of_tokens.double().cpu().split(counts)] for name, of_tokens in values.items()
+        }
+
+
+def token_divergences(
+    student: TokenStates, teacher: TokenStates, functions: Mapping[str, LogitDivergence], temperature: float = 1.0
+) -> dict[str, Tensor]:
+    """Return divergences of every token, exact over the ids that both models have, a chunk of tokens at a time.
+
+    Args:
+        student: N states.
+        teacher: states of the same tokens.
+        functions: by name.
+        temperature: divides the logits of both; positive.
+
+    Returns:
+        By name, ``[N]`` float32.
+    """
+    pieces: dict[str, list[Tensor]] = {name: [] for name in functions}
+    with torch.no_grad():
+        for start, stop in chunk_bounds(len(student), tokens_per_chunk("auto", student)):
+            logits = [states.logits(start, stop, temperature) for states in (student, teacher)]
+            shared = min(value.shape[-1] for value in logits)
+            for name, function in functions.items():
+                pieces[name].append(function(*(value[:, :shared] for value in logits)))
+    return {name: torch.cat(values) for name, values in pieces.items()}

@@ -1,0 +1,22 @@
+import pytest
+
+from lightning_minillm.evaluation.items import ItemNumbers, metric_name, picture_title
+
+
+def test_numbers_go_through_all_data_sets():
+    numbers = ItemNumbers({"a": 3, "b": 1, "c": 4})
+    assert numbers.total == 8
+    assert [*numbers.number("a", range(3)), *numbers.number("b", [0]), *numbers.number("c", range(4))] == list(range(8))
+    assert numbers.find([7, 4]) == ("c", [3, 0])
+
+
+@pytest.mark.parametrize("items", [[8], [2, 3], [-1]])
+def test_items_of_no_data_set_or_of_several_are_refused(items):
+    with pytest.raises(IndexError, match=r"\[0, 8\), all of one data set"):
+        ItemNumbers({"a": 3, "b": 1, "c": 4}).find(items)
+
+
+def test_names_carry_the_data_set_where_there_are_several():
+    assert metric_name("ece", "a", {"a": 1}) == "ece"
+    assert metric_name("ece", "a", {"a": 1, "b": 1}) == "a/ece"
+    assert picture_title("Reliability", "a", {"a": 1, "b": 1}) == "a: Reliability"
