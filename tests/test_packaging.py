@@ -41,7 +41,7 @@ def test_wheel_holds_the_commands(wheel):
     entries.read_string(wheel.read(name).decode())
     assert dict(entries["console_scripts"]) == {
         f"minillm-{command}": f"lightning_minillm.cli.{command}:main"
-        for command in ("train", "evaluate", "generate", "recipe", "export", "plan")
+        for command in ("train", "evaluate", "generate", "recipe", "export", "plan", "compare")
     }
 
 

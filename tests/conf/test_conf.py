@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 
-from lightning_minillm.cli import evaluate, export, generate, plan, recipe, train
+from lightning_minillm.cli import compare, evaluate, export, generate, plan, recipe, train
 from lightning_minillm.cli.build import (
     build_datamodule,
     build_models,
@@ -100,6 +100,8 @@ def check_top(name, given):
         assert build(config["sampling"]).teacher_mix_alpha == 0
     elif name == "export":
         to_plain(compose_config("export", ["checkpoint=x/last.ckpt", "output=y"]), export.KEYS)
+    elif name == "compare":
+        to_plain(compose_config("compare", ["runs=[a,b]", *given[0][:1]]), compare.KEYS)
     elif name == "plan":
         to_plain(compose_config("plan", ["student_path=x", "teacher_path=y", "num_devices=8"]), plan.KEYS)
     else:
@@ -351,10 +353,10 @@ def test_top_level_keys_that_were_forced_in_are_errors():
         to_plain(compose_config("train", ["+no_such_key=1"]), train.KEYS)
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "export", "generate", "plan", "recipe"])
+@pytest.mark.parametrize("command", ["compare", "train", "evaluate", "export", "generate", "plan", "recipe"])
 def test_every_top_level_key_is_read(command):
     commands = {"train": train, "evaluate": evaluate, "generate": generate, "recipe": recipe}
-    keys = (commands | {"export": export, "plan": plan})[command].KEYS
+    keys = (commands | {"compare": compare, "export": export, "plan": plan})[command].KEYS
     assert {str(key) for key in compose_config(command)} == set(keys)
 
 
