@@ -50,7 +50,7 @@ def start_run(folder: Path, config: Mapping[str, Any]) -> None:
         "git": git_state(),
         "python": platform.python_version(),
         "lightning_minillm": lightning_minillm.__version__,
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": package_versions(),
     }
     write_json(folder / ENVIRONMENT_FILE, environment)
 
@@ -59,6 +59,11 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     """Return the configuration that an earlier run in this directory wrote down, if any."""
     file = folder / CONFIG_FILE
     return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def package_versions() -> dict[str, str | None]:
+    """Versions of the packages that numbers depend on; ``None`` for one that is not installed."""
+    return {name: _version(name) for name in _PACKAGES}
 
 
 def git_state() -> dict[str, Any] | None:

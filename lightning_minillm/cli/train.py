@@ -24,6 +24,7 @@ from lightning_minillm.cli.build import (
     prepare_data,
 )
 from lightning_minillm.cli.config import Config, run_command, to_plain
+from lightning_minillm.cli.model_card import write_model_card
 from lightning_minillm.cli.sweeps import run_job
 from lightning_minillm.models.checkpoints import load_weights, read_metadata
 from lightning_minillm.strategies.checkpoints import backup_of
@@ -129,6 +130,7 @@ def _finish(config: Config, trainer: Trainer, module: CausalLMModule, callbacks:
             "optimizer_steps": int(read_metadata(best.best_model_path)["global_step"]),
         }
     module.export(str(Path(config["output_dir"]) / STUDENT_FOLDER))
+    write_model_card(Path(config["output_dir"]) / STUDENT_FOLDER, config, metrics)
     trainer.strategy.barrier()
     return metrics
 
