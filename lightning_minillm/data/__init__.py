@@ -1,5 +1,11 @@
 """Prompts, instruction pairs and packed text: from files to batches."""
 
+from lightning_minillm.data.classification import (
+    ClassificationRecord,
+    ClassificationSource,
+    boolq_source,
+    sst2_source,
+)
 from lightning_minillm.data.corpus import CorpusSource, PackedCorpus, SyntheticCorpus
 from lightning_minillm.data.datamodule import DistillationDataModule
 from lightning_minillm.data.encoding import EncodedInstructions
@@ -19,6 +25,8 @@ from lightning_minillm.data.templates import AlpacaTemplate, ChatTemplate, Plain
 __all__ = [
     "AlpacaTemplate",
     "ChatTemplate",
+    "ClassificationRecord",
+    "ClassificationSource",
     "CorpusSource",
     "DistillationDataModule",
     "EncodedInstructions",
@@ -36,9 +44,11 @@ __all__ = [
     "SyntheticSource",
     "TokenLoader",
     "accumulation_steps",
+    "boolq_source",
     "build_tokenizer",
     "generate_corpus",
     "generate_records",
     "load_instructions",
+    "sst2_source",
     "write_synthetic",
 ]

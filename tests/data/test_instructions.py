@@ -174,6 +174,9 @@ def test_places_that_do_not_fit(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(ValueError, match="the split is empty"):
         load_instructions(tmp_path / "empty.jsonl")
+    (tmp_path / "empty.csv").write_text("instruction,output\n")
+    with pytest.raises(ValueError, match="the split is empty"):
+        load_instructions(tmp_path / "empty.csv")
     with pytest.raises(ValueError, match="unknown kind"):
         load_instructions(tmp_path / "a.xyz")
     with pytest.raises(ValueError, match="single file and has no split 'train'"):
