@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 KEYS = (
     "batch_size cache_dir callbacks checkpoint_every ckpt_path data eval_batch_size eval_every eval_first validation"
     " logger loss max_length max_prompt_length max_steps micro_batch_size module monitor monitor_mode name optimizer"
-    " output_dir resume scheduler seed student teacher trainer"
+    " output_dir resume rollout scheduler seed student teacher trainer"
 ).split()
 STUDENT_FOLDER = "student"
 # What must not change between the start of a run and its resumption.

@@ -25,10 +25,11 @@ from lightning_minillm.data import DistillationDataModule
 from lightning_minillm.evaluation import Evaluation
 from lightning_minillm.losses import TokenLoss
 from lightning_minillm.modules import CausalLMModule
-from lightning_minillm.rollout import SamplingConfig
+from lightning_minillm.rollout import SamplingConfig, TextSource
 from lightning_minillm.strategies import AtomicCheckpointIO, ShardedStrategy
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
+ON_POLICY = ("distillm", "gkd", "imitkd", "on_policy_reverse_kl")
 FILES = sorted(str(file.relative_to(CONF).with_suffix("")) for file in CONF.rglob("*.yaml"))
 
 
@@ -53,13 +54,16 @@ def given(places, tmp_path):
     }
 
 
+_MINILLM_LIKE = ("experiment=minillm", *(f"experiment={name}" for name in ON_POLICY))
+
+
 def compose_train(given, *overrides):
     """Compose train.yaml, giving what is missing where the choice asks for it."""
     folders, values = given
     chosen = list(overrides)
-    if {"student=pretrained", "student=lora"} & set(chosen) or any(o.startswith("experiment=minillm") for o in chosen):
+    if {"student=pretrained", "student=lora"} & set(chosen) or any(o.startswith(_MINILLM_LIKE) for o in chosen):
         chosen.append(values["student"])
-    if "teacher=pretrained" in chosen or any(o.startswith(("experiment=minillm", "experiment=kd")) for o in chosen):
+    if "teacher=pretrained" in chosen or any(o.startswith((*_MINILLM_LIKE, "experiment=kd")) for o in chosen):
         chosen.append(values["teacher"])
     if "data=instructions" in chosen or any(o.startswith("corpus=") for o in chosen):
         chosen = ["data=instructions", *values["data"], *[o for o in chosen if o != "data=instructions"]]
@@ -119,6 +123,13 @@ def check_module(name, given):
     module = make_everything(config)[2]
     assert type(module).__name__ == config["module"]["_target_"].rsplit(".", 1)[1]
     assert isinstance(module.loss, TokenLoss)
+
+
+def check_rollout(name, given):
+    config = compose_train(given, "module=on_policy_kd", "teacher=pretrained", f"rollout={name}")
+    module = make_everything(config)[2]
+    assert isinstance(module.source, TextSource)
+    assert type(module.source).__name__ == config["rollout"]["_target_"].rsplit(".", 1)[1]
 
 
 def check_optimizer(name, given):
@@ -232,7 +243,8 @@ def check_experiment(name, given):
     config = compose_train(given, f"experiment={name}")
     assert config["name"] == name
     module = make_everything(config)[2]
-    assert (module.teacher is not None) == (name in ("kd", "minillm", "minillm_paper", "smoke"))
+    with_teacher = ("kd", "minillm", "minillm_paper", "smoke", *ON_POLICY)
+    assert (module.teacher is not None) == (name in with_teacher)
 
 
 def check_recipe(name, given):
@@ -274,6 +286,7 @@ CHECKS = {
     "": check_top,
     "loss": check_loss,
     "module": check_module,
+    "rollout": check_rollout,
     "optimizer": check_optimizer,
     "scheduler": check_scheduler,
     "student": lambda name, given: check_model("student", name, given),
@@ -357,7 +370,8 @@ def test_top_level_keys_that_were_forced_in_are_errors():
 def test_every_top_level_key_is_read(command):
     commands = {"train": train, "evaluate": evaluate, "generate": generate, "recipe": recipe}
     keys = (commands | {"compare": compare, "export": export, "plan": plan})[command].KEYS
-    assert {str(key) for key in compose_config(command)} == set(keys)
+    most = ["module=on_policy_kd"] if command == "train" else []  # the one that chooses its text
+    assert {str(key) for key in compose_config(command, most)} == set(keys)
 
 
 def test_presets_are_the_papers_and_the_official_codes(given):
