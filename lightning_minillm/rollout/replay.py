@@ -1,6 +1,6 @@
 """DistiLLM's adaptive off-policy text: a buffer of the student's responses that is read again and again.
 
-Legend: B rows, C rows of the buffer.
+Legend: B rows of a rank, N rows of a phase over all ranks, C rows of the buffer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class AdaptiveReplay(TextSource):
         probability: of student text at the start, in [0, 1].
         step: by how much a worse validation raises it, in (0, 1].
         tolerance: how much worse in nats a token counts, at least 0; compared with the loss at the last rise.
-        capacity: C, rows that the buffer of a rank holds; the oldest leave first.
+        capacity: C, rows that the buffer holds, at least N; the oldest leave first. It is the same on every rank, so
+            that what is replayed does not depend on their number.
         fresh: share of student text that is sampled anew once the buffer is full: 1 minus the training's progress,
             one half, or the progress.
 
@@ -70,24 +71,25 @@ class AdaptiveReplay(TextSource):
         Raises:
             ValueError: the buffer holds less than a phase.
         """
-        count = len(request.prompts.indices)
+        count = request.total
         if count > self.capacity:
             raise ValueError(f"capacity={self.capacity} rows hold no phase of {count}: give at least {count}")
         draw = request.draw()
         if draw >= self.probability:
             return request.reference(request.prompts)
         if len(self) < self.capacity or draw < self.probability * self._fresh_share(request.progress):
-            return self._remember(request.student(request.prompts))
+            return self._remember(request.student(request.prompts), request)
         assert self._buffer is not None
         generator = np.random.default_rng((request.seed, request.phase, 2))
         rows = torch.from_numpy(generator.choice(len(self), size=count, replace=False))
-        return select_rollouts(self._buffer, rows).to(request.prompts.input_ids.device)
+        return select_rollouts(self._buffer, request.share(rows)).to(request.prompts.input_ids.device)
 
     def _fresh_share(self, progress: float) -> float:
         return {"decreasing": 1 - progress, "constant": 0.5, "increasing": progress}[self.fresh]
 
-    def _remember(self, written: RolloutBatch) -> RolloutBatch:
+    def _remember(self, written: RolloutBatch, request: TextRequest) -> RolloutBatch:
         kept = replace(written.to("cpu"), teacher_logprobs=None, reward_logprobs=None, teacher_hidden=None)
+        kept = request.gather(kept)
         joined = kept if self._buffer is None else concatenate_rollouts([self._buffer, kept], pad_token_id=0)
         newest = torch.arange(max(0, len(joined) - self.capacity), len(joined))
         self._buffer = select_rollouts(joined, newest)
@@ -101,8 +103,12 @@ class AdaptiveReplay(TextSource):
             self.probability = min(1.0, self.probability + self.step)
             self._compared_loss = loss
 
+    def metrics(self) -> dict[str, float]:
+        """Return the probability of student text, and how many rows can be replayed."""
+        return {"student_probability": self.probability, "replay_rows": float(len(self))}
+
     def state_dict(self) -> dict[str, Any]:
-        """Return probability, the loss to compare with, and this rank's buffer."""
+        """Return probability, the loss to compare with, and the buffer."""
         buffer = None
         if self._buffer is not None:
             values = {field.name: getattr(self._buffer, field.name) for field in fields(self._buffer)}

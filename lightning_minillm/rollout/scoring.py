@@ -30,6 +30,39 @@ def rollout_sequences(rollouts: RolloutBatch, normalizer: float = 1.0) -> TokenB
     )
 
 
+def given_responses(prompts: PromptBatch, tokens: TokenBatch) -> RolloutBatch:
+    """Make a batch of rollouts of given text, which nobody has sampled: its log-probabilities are 0, and mean nothing.
+
+    The inverse of :func:`rollout_sequences`.
+
+    Args:
+        prompts: B left-padded prompts.
+        tokens: the same B rows as prompt + response, padded on the right; the response's tokens are the targets, and
+            end each row.
+
+    Returns:
+        B rows, trimmed to the longest response.
+    """
+    lengths = tokens.target_mask.sum(-1)
+    places = torch.arange(int(lengths.max()), device=lengths.device)
+    mask = places < lengths[:, None]
+    starts = tokens.attention_mask.sum(-1) - lengths
+    columns = (starts[:, None] + places).clamp(max=tokens.input_ids.shape[1] - 1)
+    ids = tokens.input_ids.gather(1, columns).masked_fill(~mask, 0)
+    zeros = torch.zeros(mask.shape, device=mask.device)
+    return RolloutBatch(
+        prompt_ids=prompts.input_ids,
+        prompt_mask=prompts.attention_mask.bool(),
+        response_ids=ids,
+        response_mask=mask,
+        indices=prompts.indices,
+        student_logprobs=zeros,
+        teacher_logprobs=None,
+        mixture_logprobs=zeros,
+        reward_logprobs=None,
+    )
+
+
 @torch.no_grad()
 def response_states(model: SplitCausalLM, rollouts: RolloutBatch) -> TokenStates:
     """Return the model's states of the N response tokens, row by row, without graph."""

@@ -3,7 +3,7 @@
 A source is asked for the text of one phase and gets the means to write it; it never sees a model. What it draws at
 random comes from (seed, phase) alone, so that all ranks take the same turn and a resumed run goes on as it would have.
 
-Legend: B rows.
+Legend: B rows of a rank, N rows of a phase over all ranks.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from lightning_minillm.types import PromptBatch, RolloutBatch
 
@@ -32,6 +33,9 @@ class TextRequest:
         reference: returns the data set's responses to prompts.
         student: samples the student's, with its weights of now.
         teacher: samples the teacher's.
+        rows: ``[B]`` int64, the place of each prompt among the N of the phase; ``None`` where there is one rank.
+        num_rows: N; ``None`` for B.
+        gather: returns all N rows of B rows a rank, in their places; every rank has to call it.
     """
 
     prompts: PromptBatch
@@ -41,6 +45,18 @@ class TextRequest:
     reference: Writer
     student: Writer
     teacher: Writer
+    rows: Tensor | None = None
+    num_rows: int | None = None
+    gather: Callable[[RolloutBatch], RolloutBatch] = lambda text: text
+
+    @property
+    def total(self) -> int:
+        """N."""
+        return len(self.prompts.indices) if self.num_rows is None else self.num_rows
+
+    def share(self, values: Tensor) -> Tensor:
+        """Return this rank's B of ``[N, ...]`` values."""
+        return values if self.rows is None else values[self.rows.to(values.device)]
 
     def draw(self) -> float:
         """Return a number in [0, 1) that is the same on all ranks."""
@@ -61,8 +77,12 @@ class TextSource(ABC):
     def on_validation(self, loss: float) -> None:  # noqa: B027 - most sources do not listen
         """Hear of a validation loss; the same value on all ranks."""
 
+    def metrics(self) -> dict[str, float]:
+        """Return what to log as ``rollout/...`` at every phase; the same names in all phases."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
-        """Return what has to survive a restart."""
+        """Return what has to survive a restart; the same on all ranks."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most sources remember nothing
@@ -78,7 +98,7 @@ class ReferenceText(TextSource):
 
 
 class TeacherText(TextSource):
-    """The teacher's responses, sampled as they are needed (ImitKD, arXiv 2009.07253, without its mixing)."""
+    """The teacher's responses, sampled anew in every phase (SeqKD, arXiv 1606.07947, has one response a prompt)."""
 
     def text(self, request: TextRequest) -> RolloutBatch:
         """Return the teacher's responses."""
@@ -136,6 +156,10 @@ class MixedText(TextSource):
         """Tell every source."""
         for source in self.sources.values():
             source.on_validation(loss)
+
+    def metrics(self) -> dict[str, float]:
+        """Return every source's, under its name."""
+        return {f"{n}_{key}": value for n, source in self.sources.items() for key, value in source.metrics().items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return every source's."""
