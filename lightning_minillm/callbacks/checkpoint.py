@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -100,6 +101,13 @@ class ResumeCheckpoint(ModelCheckpoint):
         self._postponed = trainer.is_last_batch
         if not self._postponed:
             self._write(trainer, pl_module, stop=self._stopping)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write again what was written at this step, before the validation that a resumed run does not repeat."""
+        super().on_validation_end(trainer, pl_module)
+        if trainer.state.fn == TrainerFn.FITTING and self._last_global_step_saved == trainer.global_step > 0:
+            self._last_global_step_saved = 0  # else the base class takes the step for done
+            self._write(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the checkpoint that fell due at the very last batch."""
