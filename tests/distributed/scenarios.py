@@ -11,12 +11,12 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lightning_minillm.data import DistillationDataModule, InstructionRecord, PlainTemplate
-from lightning_minillm.losses import MiniLLMLoss
+from lightning_minillm.losses import MiniLLMLoss, ReverseKL
 from lightning_minillm.models import load_causal_lm
 from lightning_minillm.models.lora import add_lora
 from lightning_minillm.models.sharding import full_state_dict
-from lightning_minillm.modules import MiniLLMModule
-from lightning_minillm.rollout import SamplingConfig
+from lightning_minillm.modules import MiniLLMModule, OnPolicyKDModule
+from lightning_minillm.rollout import AdaptiveReplay, SamplingConfig
 from lightning_minillm.strategies import AtomicCheckpointIO, ShardedStrategy
 
 for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
@@ -98,23 +98,31 @@ def train(
     lora=False,
     lr=1e-3,
     quantized_teacher=None,
+    on_policy=None,
 ):
-    """Train MiniLLM for phases of four steps; return weights, metrics, and rollouts."""
+    """Train MiniLLM, or on-policy distillation where its options are given, for phases of four steps.
+
+    Returns weights, metrics, and rollouts.
+    """
     devices = devices or torch.distributed.get_world_size()
     made = STRATEGIES[strategy](**(options or {}))
     data_ranks = devices // (options or {}).get("tensor_parallel_size", 1)
     micro = micro_batch_size or batch_size // data_ranks
     tokenizer = TINY["build_word_tokenizer"]()
     build = TINY["build_model"]
-    module = MiniLLMModule(
+    if on_policy is None:
+        kind, method = MiniLLMModule, {"loss": MiniLLMLoss()}
+    else:
+        kind, method = OnPolicyKDModule, {"loss": ReverseKL(), "source": AdaptiveReplay(**on_policy)}
+    module = kind(
         partial(build_lora, family) if lora else partial(build, family, seed=1),
         tokenizer,
         teacher=partial(load_causal_lm, quantized_teacher, quantization="4bit")
         if quantized_teacher
         else partial(build, family, seed=2),
-        loss=MiniLLMLoss(),
+        **method,
         optimizer=partial(getattr(torch.optim, optimizer), lr=lr),
-        sampling=SamplingConfig(max_new_tokens=max_new_tokens),
+        sampling=SamplingConfig(max_new_tokens=max_new_tokens, teacher_mix_alpha=0.2 if on_policy is None else 0.0),
         evaluation_sampling=SamplingConfig(max_new_tokens=4, teacher_mix_alpha=0.0),
         num_rollouts=24,
         ppo_epochs=2,

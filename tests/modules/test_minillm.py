@@ -5,7 +5,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_minillm.losses import KDLoss, LanguageModelingLoss, MiniLLMLoss
+from lightning_minillm.losses import KDLoss, LanguageModelingLoss, MiniLLMLoss, ReverseKL, TokenLoss
 from lightning_minillm.modules import MiniLLMModule
 from lightning_minillm.rollout import SamplingConfig
 
@@ -105,6 +105,32 @@ def gradient_step(module, data, trainer, weights_of):
     before = weights_of(module.student)
     trainer.fit(module, data)
     return weights_of(module.student) - before
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.2])
+def test_the_reverse_kl_as_loss_is_the_single_step_term_alone(
+    alpha, make_minillm, make_data, make_trainer, sgd, weights_of
+):
+    steps = []
+    for loss in (MiniLLMLoss(pg_coef=0.0), ReverseKL()):
+        module = make_minillm(
+            optimizer=sgd(), loss=loss, sampling=SamplingConfig(max_new_tokens=8, teacher_mix_alpha=alpha)
+        )
+        steps.append(gradient_step(module, make_data(), make_trainer(max_steps=1), weights_of))
+    assert steps[0].abs().max() > 1e-3
+    torch.testing.assert_close(steps[1], steps[0], rtol=1e-4, atol=1e-6)
+
+
+class ReadsAdvantages(TokenLoss):
+    token_inputs = ("advantages",)
+
+    def token_values(self, signals):
+        raise NotImplementedError
+
+
+def test_advantages_come_with_a_minillm_loss_only(make_minillm):
+    with pytest.raises(ValueError, match=r"ReadsAdvantages reads advantages.*derive it from MiniLLMLoss"):
+        make_minillm(loss=ReadsAdvantages())
 
 
 @pytest.mark.parametrize(

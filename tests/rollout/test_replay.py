@@ -1,6 +1,7 @@
 """DistiLLM's replay: when it reads references, samples, or replays, and that a restart changes nothing."""
 
 import io
+from functools import partial
 
 import pytest
 import torch
@@ -119,3 +120,30 @@ def test_options_out_of_range(ask):
             AdaptiveReplay(**options)
     with pytest.raises(ValueError, match="capacity=1 rows hold no phase of 2"):
         ask(AdaptiveReplay(capacity=1))
+
+
+def write_numbers(given):
+    """Text that tells its prompt's number."""
+    ids = given.indices[:, None] + torch.arange(3)
+    mask, zeros = torch.ones_like(ids, dtype=torch.bool), torch.zeros(ids.shape)
+    return RolloutBatch(given.input_ids, given.attention_mask, ids, mask, given.indices, zeros, None, zeros, None)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_is_replayed_does_not_depend_on_the_number_of_ranks(ranks, make_prompts):
+    """Ranks of which each has some of the rows write, keep and replay together what one would."""
+    alone = AdaptiveReplay(probability=1.0, capacity=8)
+    sources = [AdaptiveReplay(probability=1.0, capacity=8) for _ in range(ranks)]
+    replays = 0
+    for phase in range(6):
+        prompts = make_prompts((3,) * 4, first_index=4 * phase)
+        writers = [write_numbers] * 3
+        expected = alone.text(TextRequest(prompts, phase, 1.0, 0, *writers)).response_ids.tolist()
+        replays += expected != write_numbers(prompts).response_ids.tolist()
+        for rank, source in enumerate(sources):
+            rows = torch.arange(4)[rank::ranks]
+            mine = type(prompts)(prompts.input_ids[rows], prompts.attention_mask[rows], prompts.indices[rows])
+            gather = partial(lambda whole, _: whole, write_numbers(prompts))
+            request = TextRequest(mine, phase, 1.0, 0, *writers, rows=rows, num_rows=4, gather=gather)
+            assert source.text(request).response_ids.tolist() == expected[rank::ranks]
+    assert replays == 4

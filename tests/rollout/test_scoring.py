@@ -6,8 +6,8 @@ import torch
 from lightning_minillm.functional.masking import lengths_to_mask
 from lightning_minillm.models import SplitCausalLM
 from lightning_minillm.rollout import SamplingConfig, score_responses
-from lightning_minillm.rollout.scoring import response_logprobs, rollout_sequences
-from lightning_minillm.types import PromptBatch
+from lightning_minillm.rollout.scoring import given_responses, response_logprobs, rollout_sequences
+from lightning_minillm.types import PromptBatch, TokenBatch
 
 PROMPT_LENGTHS = (5, 3, 7, 1)
 LENGTHS = (4, 6, 1, 3)
@@ -98,3 +98,20 @@ def test_response_logprobs_carry_no_gradient(make_model, make_prompts, make_roll
     split = SplitCausalLM(make_model("gpt2", seed=1))
     rollouts = replace(make_rollouts(), teacher_hidden=None)
     assert not response_logprobs(split, rollouts).requires_grad
+
+
+def test_given_responses_are_those_of_the_sequences(make_prompts):
+    """Of right-padded pairs with eos (the pad id) inside; a table made by hand."""
+    prompts = make_prompts((2, 3))
+    first, second = (row[mask].tolist() for row, mask in zip(prompts.input_ids, prompts.attention_mask, strict=True))
+    ids = torch.tensor([[*first, 7, 0, 5, 0], [*second, 9, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]]).bool()
+    targets = torch.tensor([[0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 0]]).bool()
+    text = given_responses(prompts, TokenBatch(ids, mask, targets, prompts.indices, 1.0))
+    assert text.response_ids.tolist() == [[7, 0, 5, 0], [9, 0, 0, 0]]
+    assert text.response_mask.tolist() == [[True] * 4, [True, True, False, False]]
+    assert text.prompt_ids is prompts.input_ids
+    again = rollout_sequences(text)
+    for row, tokens in enumerate(([*first, 7, 0, 5, 0], [*second, 9, 0])):
+        assert again.input_ids[row][again.attention_mask[row]].tolist() == tokens
+    assert again.target_mask.sum(-1).tolist() == [4, 2]
