@@ -15,6 +15,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from lightning_minillm.cli import tracking
+
 CONFIG_MODULE = "lightning_minillm.conf"
 CONFIG_PATH = f"pkg://{CONFIG_MODULE}"
 HYDRA_VERSION = "1.3"
@@ -31,6 +33,9 @@ class RecipeError(RuntimeError):
 OmegaConf.register_new_resolver("sum", lambda *numbers: sum(numbers), replace=True)
 OmegaConf.register_new_resolver("epochs", lambda epochs, rows, batch_size: epochs * (rows // batch_size), replace=True)
 OmegaConf.register_new_resolver("quote", lambda value: quote(value), replace=True)
+OmegaConf.register_new_resolver("direction", {"min": "minimize", "max": "maximize"}.__getitem__, replace=True)
+for _resolver in (tracking.run_name, tracking.run_group, tracking.run_tags, tracking.run_id):
+    OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)
 
 
 def quote(value: Any) -> str:
@@ -74,14 +79,16 @@ def run_command(command: Callable[[DictConfig], Any], name: str) -> None:
     """Run a command with the configuration that the command line asks for.
 
     Args:
-        command: ``train``, ``evaluate``, ... ; gets the composed configuration.
+        command: ``train``, ``evaluate``, ... ; gets the composed configuration. A number that it returns is what a
+            search such as Optuna's optimises.
         name: of the configuration file.
     """
     sys.argv[1:] = quote_numbers(sys.argv[1:])
 
-    def task(cfg: DictConfig) -> None:
+    def task(cfg: DictConfig) -> float | None:
         try:
-            command(use_hydra_directory(cfg))
+            result = command(use_hydra_directory(cfg))
+            return result if isinstance(result, float) else None
         except (ValueError, FileNotFoundError, FloatingPointError, RecipeError) as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise

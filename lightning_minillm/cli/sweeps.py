@@ -10,12 +10,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from lightning_minillm.cli import runs
 from lightning_minillm.cli.build import world_size
 from lightning_minillm.cli.config import quote
 
@@ -32,13 +34,16 @@ _RANKS = (
 )
 
 
-def run_job(command: Callable[[DictConfig], Any], name: str, cfg: DictConfig) -> None:
+def run_job(command: Callable[[DictConfig], Any], name: str, cfg: DictConfig) -> float | None:
     """Run a command here, or in a process of its own if it is a sweep's job for several devices.
 
     Args:
         command: gets the configuration.
         name: of the command's module in this package.
-        cfg: as composed, with ``trainer``.
+        cfg: as composed, with ``trainer`` and ``monitor``.
+
+    Returns:
+        The best value of ``monitor``, for a search; ``None`` where the run did not measure it.
 
     Raises:
         ValueError: the job failed; its messages were shown.
@@ -46,9 +51,21 @@ def run_job(command: Callable[[DictConfig], Any], name: str, cfg: DictConfig) ->
     trainer: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
     if HydraConfig.get().mode != RunMode.MULTIRUN or world_size(trainer) == 1:
         command(cfg)
-        return
-    words = [*HydraConfig.get().overrides.task, f"hydra.run.dir={quote(HydraConfig.get().runtime.output_dir)}"]
+        return _objective(cfg)
+    words = [
+        *HydraConfig.get().overrides.task,
+        "hydra.mode=RUN",  # a sweep that stands in the configuration would begin anew
+        f"hydra.run.dir={quote(HydraConfig.get().runtime.output_dir)}",
+        f"hydra.sweep.dir={quote(Path(HydraConfig.get().sweep.dir).resolve())}",
+    ]
     environment = {key: value for key, value in os.environ.items() if key not in _RANKS}
     done = subprocess.run([sys.executable, "-m", f"lightning_minillm.cli.{name}", *words], env=environment)
     if done.returncode:
         raise ValueError(f"the job {' '.join(HydraConfig.get().overrides.task)} ended with exit code {done.returncode}")
+    return _objective(cfg)
+
+
+def _objective(cfg: DictConfig) -> float | None:
+    metrics = runs.read_json(Path(cfg.output_dir) / runs.METRICS_FILE) or {}
+    best = metrics.get("best") or {"value": metrics.get("last", {}).get(cfg.monitor)}
+    return None if best["value"] is None else float(best["value"])

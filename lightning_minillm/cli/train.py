@@ -26,6 +26,7 @@ from lightning_minillm.cli.build import (
 from lightning_minillm.cli.config import Config, run_command, to_plain
 from lightning_minillm.cli.model_card import write_model_card
 from lightning_minillm.cli.sweeps import run_job
+from lightning_minillm.cli.tracking import tracked
 from lightning_minillm.models.checkpoints import load_weights, read_metadata
 from lightning_minillm.strategies.checkpoints import backup_of
 
@@ -70,13 +71,14 @@ def train(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     runs.start_run(folder, config)
     announce(config, plan)
 
-    started = time.perf_counter()
-    if config["eval_first"] and checkpoint is None:
-        trainer.validate(module, datamodule=datamodule, verbose=False)
-    trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint)
-    metrics = _finish(config, trainer, module, callbacks)
-    metrics["seconds"] = round(time.perf_counter() - started, 1)
-    rank_zero_only(runs.write_json)(folder / runs.METRICS_FILE, metrics)
+    with tracked(trainer.loggers, folder, config):
+        started = time.perf_counter()
+        if config["eval_first"] and checkpoint is None:
+            trainer.validate(module, datamodule=datamodule, verbose=False)
+        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint)
+        metrics = _finish(config, trainer, module, callbacks)
+        metrics["seconds"] = round(time.perf_counter() - started, 1)
+        rank_zero_only(runs.write_json)(folder / runs.METRICS_FILE, metrics)
     objects = {
         "config": config,
         "datamodule": datamodule,

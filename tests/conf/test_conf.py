@@ -1,11 +1,14 @@
 """Every file in conf/ is composed and made into what it describes."""
 
 import math
+import os
 from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
+from hydra import compose, initialize_config_module
+from hydra.types import RunMode
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
@@ -20,7 +23,7 @@ from lightning_minillm.cli.build import (
     plan_batches,
     world_size,
 )
-from lightning_minillm.cli.config import build, build_all, compose_config, to_plain
+from lightning_minillm.cli.config import CONFIG_MODULE, HYDRA_VERSION, build, build_all, compose_config, to_plain
 from lightning_minillm.data import DistillationDataModule
 from lightning_minillm.evaluation import Evaluation
 from lightning_minillm.losses import TokenLoss
@@ -54,7 +57,7 @@ def given(places, tmp_path):
     }
 
 
-_MINILLM_LIKE = ("experiment=minillm", *(f"experiment={name}" for name in ON_POLICY))
+_MINILLM_LIKE = ("experiment=minillm", "experiment=quickstart_minillm", *(f"experiment={name}" for name in ON_POLICY))
 
 
 def compose_train(given, *overrides):
@@ -243,8 +246,44 @@ def check_experiment(name, given):
     config = compose_train(given, f"experiment={name}")
     assert config["name"] == name
     module = make_everything(config)[2]
-    with_teacher = ("kd", "minillm", "minillm_paper", "smoke", *ON_POLICY)
+    with_teacher = ("kd", "minillm", "minillm_paper", "quickstart_minillm", "smoke", *ON_POLICY)
     assert (module.teacher is not None) == (name in with_teacher)
+
+
+def check_variant(name, given):
+    """A variant is a change of MiniLLM that stands for itself: presets are those of the losses and experiments."""
+    base = compose_train(given, "experiment=minillm")["module"]
+    module = compose_train(given, "experiment=minillm", f"variant={name}")["module"]
+    changed = {
+        "full": {},
+        "no_length_normalization": {"length_normalize": False},
+        "no_single_step": {"single_step": False},
+        "no_mixing": {},
+        "official": compose_train(given, "experiment=minillm")["loss"],
+        "paper": compose_train(given, "experiment=minillm_paper")["loss"],
+    }[name]
+    assert module["loss"] == base["loss"] | changed
+    assert module["sampling"]["teacher_mix_alpha"] == (0.0 if name == "no_mixing" else 0.2)
+    preset = compose_train(given, "experiment=minillm_paper" if name == "paper" else "experiment=minillm")["module"]
+    assert module["lm_loss"] == preset["lm_loss"]
+    build(module["loss"])
+
+
+def check_sweep(name, given):
+    """Every value of a sweep composes; the file alone starts it."""
+    if name == "optuna":
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    with initialize_config_module(CONFIG_MODULE, version_base=HYDRA_VERSION):
+        node = compose("train", overrides=[f"sweep={name}"], return_hydra_config=True).hydra
+    assert node.mode == RunMode.MULTIRUN
+    params = {key: str(value) for key, value in node.sweeper.params.items()}
+    assert params
+    if name == "optuna":
+        assert (node.sweeper.direction, node.sweeper.n_jobs) == ("maximize", 1)
+        return
+    for key, values in params.items():
+        for value in values.split(","):
+            compose_train(given, "experiment=minillm", f"sweep={name}", f"{key}={value}")
 
 
 def check_recipe(name, given):
@@ -305,6 +344,8 @@ CHECKS = {
     "experiment/paper": check_paper,
     "experiment/paper/part": check_paper_part,
     "recipe": check_recipe,
+    "sweep": check_sweep,
+    "variant": check_variant,
     # tests/conf/test_paper.py makes their stages.
     "recipe/paper": lambda name, given: compose_config("recipe", [f"recipe=paper/{name}"]),
     "recipe/paper/part": check_paper_part,
@@ -384,6 +425,27 @@ def test_presets_are_the_papers_and_the_official_codes(given):
     assert official["optimizer"]["lr"] == 5e-6
     assert official["optimizer"]["betas"] == [0.9, 0.95]
     assert official["module"]["sampling"]["teacher_mix_alpha"] == 0.2
+
+
+def test_quickstart_minillm_is_the_stage_of_the_quickstart(tmp_path):
+    """The experiment trains what the recipe's stage does; only where it is kept and logged is its own."""
+    root = tmp_path / "quickstart"
+    cfg = compose_config(
+        "recipe", ["recipe=quickstart", "seed=3", f"output_dir={root}/seed_3", f"shared_dir={root}/shared"]
+    )
+    stage = recipe.plan(to_plain(recipe._with_absolute_paths(cfg), recipe.KEYS), shown_progress=True)["minillm"].config
+    places = [f"data.path={root}/shared/data", "seed=3", f"output_dir={root}/seed_3/minillm"]
+    run = to_plain(compose_config("train", ["experiment=quickstart_minillm", *places]), train.KEYS)
+
+    def comparable(value):
+        if isinstance(value, dict):
+            return {key: comparable(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [comparable(item) for item in value]
+        return os.path.normpath(value) if isinstance(value, str) and value.startswith("/") else value
+
+    own = ("name", "logger")
+    assert comparable({**run, **dict.fromkeys(own)}) == {**stage, **dict.fromkeys(own)}
 
 
 def test_no_hydra_container_reaches_the_library(given):

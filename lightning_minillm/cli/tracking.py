@@ -1,0 +1,99 @@
+"""What a run is called in Weights & Biases, and what is written down there beside its metrics.
+
+The functions of names are resolvers in ``conf/logger/wandb.yaml``; outside a command, where Hydra has no job, they
+return what holds for a single run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import OmegaConf
+
+from lightning_minillm.cli import runs
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+
+_LONGEST_TAG = 64  # characters; more is an error there
+
+
+def run_name(name: str) -> str:
+    """Return the name of a run: that of its configuration, in a sweep with the job's overrides."""
+    sweep = _sweep()
+    return " ".join([name, *_swept()]) if sweep else name
+
+
+def run_group(name: str) -> str | None:
+    """Return what runs stand together: the jobs of a sweep, the stages of a recipe; ``None`` for a single run."""
+    if _sweep() is not None:
+        return f"{name}/{_sweep()}"
+    if HydraConfig.initialized() and HydraConfig.get().job.config_name == "recipe":
+        return "/".join(Path(HydraConfig.get().runtime.output_dir).parts[-2:])
+    return None
+
+
+def run_tags(name: str) -> list[str]:
+    """Return the tags of a run: its configuration's name, and in a sweep the job's overrides."""
+    return [tag[:_LONGEST_TAG] for tag in [name, *(_swept() if _sweep() else ())]]
+
+
+def run_id(folder: str, resume: str) -> str | None:
+    """Return an id that is the same whenever a run goes on in its folder; ``None`` (a new one) for ``resume=never``."""
+    return None if resume == "never" else hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def tracked(loggers: Sequence[Logger], folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
+    """Give every logger the resolved configuration, the state of the code and the versions; finish its run at the end.
+
+    A run that is not finished would go on in the next one of the same process, such as a sweep's next job.
+
+    Args:
+        loggers: the trainer's.
+        folder: of a run that :func:`lightning_minillm.cli.runs.start_run` began.
+        config: resolved.
+    """
+    _log_start(loggers, folder, config)
+    exit_code = 1
+    try:
+        yield
+        exit_code = 0
+    finally:
+        for logger in loggers:
+            finish = getattr(logger.experiment, "finish", None)  # type: ignore[attr-defined]
+            if finish is not None:
+                finish(exit_code)
+
+
+@rank_zero_only
+def _log_start(loggers: Sequence[Logger], folder: Path, config: Mapping[str, Any]) -> None:
+    environment = runs.read_json(folder / runs.ENVIRONMENT_FILE)
+    for logger in loggers:
+        logger.log_hyperparams({**config, "environment": environment})
+
+
+def _sweep() -> str | None:
+    """Name of the sweep's folder, where this is one of its jobs."""
+    if not HydraConfig.initialized():
+        return None
+    hydra = HydraConfig.get()
+    folder = Path(hydra.sweep.dir).resolve()
+    # a job for several devices is a command of its own, which is told the sweep's folder
+    return folder.name if folder in Path(hydra.runtime.output_dir).resolve().parents else None
+
+
+def _swept() -> list[str]:
+    """Return the overrides that this job of a sweep does not share with the others, each without its key's path."""
+    hydra = HydraConfig.get()
+    file = Path(hydra.sweep.dir) / "multirun.yaml"
+    shared = set(OmegaConf.load(file).hydra.overrides.task) if file.is_file() else set()
+    shared |= {f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()}  # those of one value
+    pairs = (word.partition("=") for word in hydra.overrides.task if word not in shared)
+    return [f"{key.rpartition('.')[2]}={value}" for key, _, value in pairs]
