@@ -94,6 +94,9 @@ class Evaluation(ABC):
     def step(self, module: CausalLMModule, items: Sequence[int]) -> list[Record]:
         """Measure one batch; no gradient, models in eval mode, ``module.teacher_split`` is there if it is needed.
 
+        Ranks that share sharded models step together: a step makes the same number of forward passes whatever the
+        items (the sampler sees to that by itself).
+
         Args:
             module: student, teacher and tokenizer, and how to sample from them.
             items: numbers of one of :meth:`batches`.
@@ -104,7 +107,10 @@ class Evaluation(ABC):
 
     @abstractmethod
     def findings(self, records: Sequence[Record]) -> Findings:
-        """Compute everything from the records of all items, which come sorted by item."""
+        """Compute everything from the records of all items, which come sorted by item, on the first rank alone.
+
+        Metrics of torchmetrics are to be made here: those made before would wait for the other ranks.
+        """
 
     def texts(self, records: Sequence[Record]) -> Mapping[str, list[Record]]:
         """Return what is to be read of the records, by the name of a file; nothing unless an evaluation says so.

@@ -20,6 +20,7 @@ from lightning_minillm.functional.divergences import reverse_kl
 from lightning_minillm.functional.logprobs import TokenStates, chunk_bounds, target_logprobs
 from lightning_minillm.losses.chunking import tokens_per_chunk
 from lightning_minillm.metrics import DistinctNGrams, ExactMatch, RepeatedNGrams, RougeLByLength, rouge_l
+from lightning_minillm.models.sharding import is_sharded
 from lightning_minillm.rollout.scoring import rollout_sequences
 
 if TYPE_CHECKING:
@@ -167,8 +168,9 @@ class Responses(Evaluation):
         columns: dict[str, list[Any]] = {"response_tokens": rollouts.lengths.tolist()}
         if module.teacher is not None:
             columns["reverse_kl"] = self._reverse_kl(module, rollouts)
-        if place == 0:
-            columns["reference_loss"], columns["loss_tokens"] = _reference_loss(module, batch.tokens)
+        if place == 0 or is_sharded(module.student):  # ranks that gather shards make the same passes
+            loss, tokens = _reference_loss(module, batch.tokens)
+            columns |= {"reference_loss": loss, "loss_tokens": tokens} if place == 0 else {}
         records = []
         for row, response in enumerate(module.decode(rollouts)):
             record = {

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torchmetrics.metric
 
 from lightning_minillm.evaluation.base import Evaluation, Findings
 from lightning_minillm.evaluation.module import EvaluationModule
@@ -45,6 +49,20 @@ def run_evaluation(trainer: Trainer, module: EvaluationModule, evaluation: Evalu
         warnings.filterwarnings("ignore", ".*across ranks is zero.*")  # all records are there
         trainer.test(module, verbose=False)
     trainer.strategy.barrier("records")
-    findings = evaluation.findings(files.read()) if trainer.is_global_zero else None
+    findings = None
+    if trainer.is_global_zero:
+        with _metrics_alone():
+            findings = evaluation.findings(files.read())
     shared: Findings = trainer.strategy.broadcast(findings)
     return shared
+
+
+@contextmanager
+def _metrics_alone() -> Iterator[None]:
+    """Have metrics that are made here see this rank only: else torchmetrics waits for the others, which make none."""
+    available = torchmetrics.metric.jit_distributed_available
+    torchmetrics.metric.jit_distributed_available = lambda: False
+    try:
+        yield
+    finally:
+        torchmetrics.metric.jit_distributed_available = available
