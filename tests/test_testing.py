@@ -1,7 +1,10 @@
 """``check_loss`` passes every loss of the package, and finds each kind of mistake."""
 
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 
 from lightning_minillm import losses
 from lightning_minillm.losses import AdaptiveKL, ForwardKL, LanguageModelingLoss, ReverseKL, TokenLoss, WeightedLoss
@@ -23,6 +26,13 @@ def test_every_loss_passes(name):
     before = loss.chunk_size
     check_loss(loss, inputs, exact_gradient=not isinstance(loss, AdaptiveKL))
     assert loss.chunk_size == before
+
+
+def test_every_loss_of_the_command_line_is_among_them():
+    files = sorted((Path(__file__).resolve().parents[1] / "conf" / "loss").glob("*.yaml"))
+    targets = {yaml.safe_load(file.read_text(encoding="utf-8")).get("_target_") for file in files} - {None}
+    assert len(targets) > 10
+    assert targets <= {f"lightning_minillm.losses.{name}" for name in NAMES}
 
 
 class Mistake(TokenLoss):
