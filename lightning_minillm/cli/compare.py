@@ -153,9 +153,8 @@ def _write(config: Config, models: Sequence[Model], columns: Sequence[Column], t
     """Write every file."""
     folder = Path(config["output_dir"])
     folder.mkdir(parents=True, exist_ok=True)
-    names = [model.name for model in models]
     curves = {metric: {model.name: _curve(model, metric) for model in models} for metric in config["curves"]}
-    plots.plot_curves(curves, folder / "curves.png", [name for name in names if any(c[name] for c in curves.values())])
+    plots.plot_curves(curves, folder / "curves.png", [model.name for model in models])
     plots.plot_bars({model.name: model.summary for model in models}, folder / "bars.png")
     everything = [column_of(models, key) for key in dict.fromkeys(key for model in models for key in model.summary)]
     runs.write_text(folder / "compare.tex", table.to_latex())
