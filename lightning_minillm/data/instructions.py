@@ -60,6 +60,10 @@ class InstructionSource:
     name: str | None = None
     """Configuration of a hub data set that has several."""
 
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ValueError("there is no path to read records from: name a file, a folder or a data set on the hub")
+
     def load(self) -> list[InstructionRecord]:
         """Return the records."""
         return load_instructions(self.path, self.split, self.fields, self.limit, name=self.name)

@@ -199,3 +199,8 @@ def test_real_files(real_data):
     several = load_instructions(real_data / "sni" / "minillm_sinst_11_valid.jsonl")
     assert len(several) == 1694
     assert max(len(record.responses) for record in several) > 1
+
+
+def test_a_source_without_a_path_says_what_to_name():
+    with pytest.raises(ValueError, match="name a file, a folder or a data set on the hub"):
+        InstructionSource(None)
