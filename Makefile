@@ -23,7 +23,7 @@ endif
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 WANDB_MODE=offline
 PYTEST := $(OFFLINE) $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: help install quickstart test test-all lint format bench bench-gpu wheel
+.PHONY: help install quickstart test test-all lint format docs bench bench-gpu wheel
 
 help:
 	@echo "install     make $(VENV) and install the package in it, with the tested versions"
@@ -32,6 +32,7 @@ help:
 	@echo "test-all    also those marked slow, and those that need a GPU where there is one"
 	@echo "lint        ruff and mypy"
 	@echo "format      ruff, with changes"
+	@echo "docs        the documentation as a web site in outputs/site, without a network; warnings are errors"
 	@echo "bench       the benchmarks (GOLDEN='FILE...' adds the comparison with the official code)"
 	@echo "bench-gpu   the benchmarks at the paper's sizes on a GPU (BENCH_PYTHON=python for torch's own environment)"
 	@echo "wheel       the distributable files in dist/"
@@ -62,6 +63,9 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 BENCH := outputs/bench
 BENCH_PYTHON := $(BIN)/python
