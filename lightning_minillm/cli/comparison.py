@@ -93,7 +93,7 @@ def choose_columns(models: Sequence[Model], chosen: Sequence[str] | None) -> lis
     measured = list(dict.fromkeys(metric for model in models for metric in model.summary))
     usual = [key for key, *_ in report.COLUMNS]
     rouge = [key for key in measured if key.endswith("/rougeL")]
-    keys = list(chosen) if chosen else [*rouge, *(key for key in usual if key in measured)]
+    keys = list(chosen) if chosen else [*rouge, *(key for key in usual if key in measured)] or measured
     unknown = [key for key in keys if key not in measured]
     if unknown:
         raise ValueError(f"no run has the metric(s) {', '.join(unknown)}; measured are {', '.join(sorted(measured))}")

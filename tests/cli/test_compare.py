@@ -214,6 +214,12 @@ def test_evaluations_of_several_data_sets(tmp_path):
     assert "| model | y/dist4 |" in (tmp_path / "out/compare.md").read_text()
 
 
+def test_evaluation_without_responses_shows_what_it_has(tmp_path):
+    write_json(tmp_path / "e/results.json", {"models": {"a": summarise([{"exposure_bias/excess_error": 3.0}])}})
+    run(tmp_path, tmp_path / "e")
+    assert "| model | exposure_bias/excess_error |" in (tmp_path / "out/compare.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
