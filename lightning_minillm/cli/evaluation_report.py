@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +77,20 @@ def write_report(
 def print_tables(results: Results, title: str, console: Console | None = None) -> None:
     """Print a table an evaluation, several where there are many columns."""
     for group, columns in results.groups.items():
-        for start in range(0, len(columns), _WIDEST):
-            shown = columns[start : start + _WIDEST]
-            report.print_table(results.models, f"{title}: {group}", console, columns=shown)
+        print_wide(results.models, columns, f"{title}: {group}", console)
+
+
+def print_wide(
+    models: Mapping[str, report.Summary],
+    columns: Sequence[report.Column],
+    title: str,
+    console: Console | None = None,
+    not_ranked: Sequence[str] = (),
+) -> None:
+    """Print a table as several, one below the other, that fit on a screen."""
+    for start in range(0, len(columns), _WIDEST):
+        shown = columns[start : start + _WIDEST]
+        report.print_table(models, title, console, not_ranked=not_ranked, columns=shown)
 
 
 def log_report(loggers: Iterable[Any], results: Results, pictures: Mapping[str, Path]) -> None:

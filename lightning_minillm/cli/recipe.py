@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
-from lightning_minillm.cli import plots, report, runs
+from lightning_minillm.cli import report, runs
 from lightning_minillm.cli.build import prepare_data
 from lightning_minillm.cli.config import Config, compose_config, quote, run_command, to_plain
+from lightning_minillm.cli.recipe_report import report_recipe
 from lightning_minillm.cli.scheduler import choose_workers, run_stages
 from lightning_minillm.cli.stages import (
     COMMANDS,
@@ -33,14 +30,13 @@ _RECIPE_KEYS = set(
     "common evaluate extra models name requires shared stages steps teacher train_common train_extra".split()
 )
 _STAGE_KEYS = {"command", "title", "needs", "starts_at", "overrides", "extra"}
-CURVES = ("val/rougeL", "val/reverse_kl", "val/loss", "val/response_length")
 
 
 def recipe(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run the stages of a recipe and report on the models that they made.
 
     ``output_dir`` then holds a folder a stage, ``results.json``, ``results.csv``, ``table.md``, ``curves.png``,
-    ``bars.png`` and ``samples.md``.
+    ``bars.png``, ``samples.md``, and all of it in ``report.md`` with the pictures of the evaluations.
 
     Args:
         cfg: as composed from ``conf/recipe.yaml``.
@@ -73,7 +69,7 @@ def recipe(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
         {name: Path(config[f"{name}_dir"]) for name in ("output", "shared", "cache")},
     )
     ran = run_stages(chosen, fingerprints, workers, console)
-    results = _report(config, stages, console) if config["until"] is None else {}
+    results = report_recipe(config, stages, console) if config["until"] is None else {}
     console.print(f"{config['recipe']['name']}: {time.perf_counter() - started:.0f} s; results are in {folder}")
     return results, {"config": config, "stages": stages, "ran": [name for name, anything in ran.items() if anything]}
 
@@ -155,6 +151,8 @@ def _evaluation(config: Config, stages: Mapping[str, Stage], model: str, shown_p
         f"name={name}",
         *_places(config, folder),
     ]
+    names = node["evaluate"].get("teacher_evaluations" if model == teacher else "evaluations") or ["responses"]
+    overrides.append(f"evaluation={list(names)}".replace("'", ""))
     if model != teacher:
         overrides += ["teacher=pretrained", f"teacher.path={quote(stages[teacher].folder / STUDENT_FOLDER)}"]
     if not shown_progress:
@@ -216,68 +214,6 @@ def _prepare(config: Config) -> str:
     composed = _compose("train", overrides, "data")
     prepare_data(composed["data"])
     return digest_files(data_files(composed["data"]))
-
-
-# --- reporting ------------------------------------------------------------------------------------------------------
-
-
-def _report(config: Config, stages: Mapping[str, Stage], console: Console) -> dict[str, Any]:
-    """Gather the evaluations into one table, files and plots."""
-    node, folder = config["recipe"], Path(config["output_dir"])
-    results, responses = {}, {}
-    for model in node["evaluate"]["models"]:
-        evaluation = stages[f"evaluate_{model}"]
-        title = stages[model].title
-        results[title] = runs.read_json(evaluation.folder / report.RESULTS_JSON)["models"][model]
-        responses[title] = evaluation.folder / "responses" / f"{model}_seed_{node['evaluate']['seeds'][0]}.jsonl"
-    about = {
-        "recipe": node["name"],
-        "seed": config["seed"],
-        "teacher_seed": config["teacher_seed"],
-        "settings": _settings(config),
-        "sampling_seeds": node["evaluate"]["seeds"],
-        "stages": {name: runs.read_json(stage.folder / "stage.json") for name, stage in stages.items()},
-    }
-    report.write_results(folder, results, about)
-    runs.write_text(folder / "table.md", report.markdown_table(results))
-    runs.write_text(folder / "samples.md", report.side_by_side(responses))
-    curves = {metric: _curves(config, stages, metric) for metric in CURVES}
-    plots.plot_curves(curves, folder / "curves.png", models=list(results))
-    plots.plot_bars(results, folder / "bars.png")
-    teacher = stages[node["teacher"]].title
-    report.print_table(results, f"{node['name']}: test split, seed {config['seed']}", console, not_ranked=[teacher])
-    _report_seeds(config, teacher, console)
-    return results
-
-
-def _report_seeds(config: Config, teacher: str, console: Console) -> None:
-    """Where other training seeds have ended beside this one, show all of them in one table."""
-    beside = sorted(folder for folder in Path(config["output_dir"]).parent.iterdir() if folder.is_dir())
-    results = report.over_training_seeds(beside, _settings(config))
-    runs_of_each = max(len(value["values"]) for summary in results.values() for value in summary.values())
-    if runs_of_each < 2:
-        return
-    title = f"{config['recipe']['name']}: test split, {runs_of_each} training seeds"
-    report.print_table(results, title, console, not_ranked=[teacher])
-    runs.write_text(Path(config["shared_dir"]) / "training_seeds.md", report.markdown_table(results))
-
-
-def _settings(config: Config) -> str:
-    """Return a digest of the recipe that is the same for every training seed."""
-    text = json.dumps([config["recipe"], config["teacher_seed"]]).replace(config["output_dir"], "")
-    return hashlib.sha256(re.sub(r'"seed=\d+"', "", text).encode()).hexdigest()[:16]
-
-
-def _curves(config: Config, stages: Mapping[str, Stage], metric: str) -> dict[str, plots.Curve]:
-    """Return each student's curve over all its optimiser steps, those of the student it started from included."""
-    curves = {}
-    for name, settings in config["recipe"]["stages"].items():
-        if settings["command"] == "train" and name != config["recipe"]["teacher"]:
-            start = settings.get("starts_at")
-            offset = stages[start].config["max_steps"] if start else 0
-            curve = plots.read_curve(stages[name].folder, metric)
-            curves[stages[name].title] = [(step + offset, value) for step, value in curve]
-    return curves
 
 
 def main() -> None:

@@ -52,6 +52,13 @@ def test_results_are_written(finished):
     assert len((folder / "run/results.csv").read_text().splitlines()) == 3
     for plot in ("curves.png", "bars.png"):
         assert (folder / "run" / plot).read_bytes().startswith(b"\x89PNG")
+    text = (folder / "run/report.md").read_text()
+    for name in ("exposure_bias_excess_error", "rougeL_by_length"):
+        assert f"pictures/{name}.png" in text
+        assert (folder / f"run/pictures/{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert {"dist4", "repetition", "exposure_bias/excess_error"} <= set(results["MiniLLM"])
+    assert any(name.startswith("rougeL_") for name in results["MiniLLM"])
+    assert set(stored["pictures"]["exposure_bias/excess_error"]["curves"]) == {"MiniLLM"}
     samples = (folder / "run/samples.md").read_text()
     assert "| *references* |" in samples
     assert "| MiniLLM |" in samples
