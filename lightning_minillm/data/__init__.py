@@ -11,6 +11,7 @@ from lightning_minillm.data.datamodule import DistillationDataModule
 from lightning_minillm.data.encoding import EncodedInstructions
 from lightning_minillm.data.instructions import FieldMap, InstructionRecord, InstructionSource, load_instructions
 from lightning_minillm.data.loader import EvaluationLoader, LMStream, TokenLoader, accumulation_steps
+from lightning_minillm.data.passages import PassageSet, PassageSource, Question, peerqa_source, scifact_source
 from lightning_minillm.data.stream import ShuffledStream
 from lightning_minillm.data.synthetic import (
     SyntheticSizes,
@@ -36,8 +37,11 @@ __all__ = [
     "InstructionSource",
     "LMStream",
     "PackedCorpus",
+    "PassageSet",
+    "PassageSource",
     "PlainTemplate",
     "PromptTemplate",
+    "Question",
     "ShuffledStream",
     "SyntheticCorpus",
     "SyntheticSizes",
@@ -49,6 +53,8 @@ __all__ = [
     "generate_corpus",
     "generate_records",
     "load_instructions",
+    "peerqa_source",
+    "scifact_source",
     "sst2_source",
     "write_synthetic",
 ]

@@ -7,6 +7,7 @@ from lightning_minillm.evaluation.divergence import DivergenceEvaluation
 from lightning_minillm.evaluation.exposure_bias import ExposureBiasEvaluation
 from lightning_minillm.evaluation.module import EvaluationModule, EvaluationProgressBar
 from lightning_minillm.evaluation.responses import Responses
+from lightning_minillm.evaluation.retrieval import RetrievalEvaluation, load_encoder
 from lightning_minillm.evaluation.runner import record_files, run_evaluation
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "Picture",
     "Record",
     "Responses",
+    "RetrievalEvaluation",
+    "load_encoder",
     "named_sources",
     "record_files",
     "run_evaluation",

@@ -6,7 +6,7 @@ Legend: B examples, K label words, N examples of a data set.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,8 +19,8 @@ from lightning_minillm.data.cache import fingerprint
 from lightning_minillm.evaluation.base import Curve, Evaluation, Findings, Measure, Picture, Record
 from lightning_minillm.evaluation.data_sets import batches_by_length
 from lightning_minillm.evaluation.items import ItemNumbers, metric_name, picture_title
+from lightning_minillm.evaluation.scoring import response_scores
 from lightning_minillm.functional.calibration import reliability_bins
-from lightning_minillm.functional.logprobs import target_logprobs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from lightning_minillm.data import PromptTemplate
     from lightning_minillm.data.classification import ClassificationSource
     from lightning_minillm.modules import CausalLMModule
-    from lightning_minillm.types import TokenBatch
 
 MEASURES = {
     "ece": Measure("ECE", 3, False),
@@ -190,14 +189,11 @@ class CalibrationEvaluation(Evaluation):
         name, examples = self.items.find(items)
         data = self.data[name]
         rows = [example * data.num_words + word for example in examples for word in range(data.num_words)]
-        batch = _without_end(data.rows.token_batch(rows, normalizer=1.0)).to(module.device)
-        states, target_ids = module.token_states(batch)
-        logprobs = target_logprobs(states, target_ids).double().cpu()
-        of_row = batch.target_mask.cpu().nonzero()[:, 0]
-        sums = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, of_row, logprobs)
+        scores = response_scores(module, data.rows.token_batch(rows, normalizer=1.0))
+        of_words = [scores[start : start + data.num_words] for start in range(0, len(scores), data.num_words)]
         return [
-            {"item": item, "data_set": name, "label": data.labels[example], "logprobs": of_words}
-            for item, example, of_words in zip(items, examples, sums.view(-1, data.num_words).tolist(), strict=True)
+            {"item": item, "data_set": name, "label": data.labels[example], "logprobs": logprobs}
+            for item, example, logprobs in zip(items, examples, of_words, strict=True)
         ]
 
     # --- afterwards -------------------------------------------------------------------------------------------------
@@ -255,10 +251,3 @@ def _check_words(name: str, words: Sequence[str], tokenizer: PreTrainedTokenizer
             f"data set '{name}': the label words {', '.join(map(repr, words))} have the token ids {ids} in this"
             " tokenizer, and cannot be told apart: choose words that it knows"
         )
-
-
-def _without_end(batch: TokenBatch) -> TokenBatch:
-    """Take the eos that ends every response out of the targets: a label word need not be all that is said."""
-    places = torch.arange(batch.target_mask.shape[1])
-    last = batch.attention_mask.sum(-1, keepdim=True) - 1
-    return replace(batch, target_mask=batch.target_mask & (places != last))
