@@ -183,7 +183,7 @@ def _report(config: Config, loggers: list[Any], results: Results, texts: Texts) 
     about = {
         "seeds": config["seeds"],
         "split": config["split"],
-        "data_sets": config["data_sets"],
+        "data_sets": config["data_sets"] or {},
         "sampling": {key: value for key, value in config["sampling"].items() if key != "_target_"},
         "paths": _paths(config),
         "teacher": config["teacher"].get("path"),
@@ -191,7 +191,7 @@ def _report(config: Config, loggers: list[Any], results: Results, texts: Texts) 
     }
     report.write_results(folder, results.models, about)
     pictures = evaluation_report.draw_pictures(results, folder)
-    data = ", ".join(f"{name} ({path})" for name, path in config["data_sets"].items())
+    data = ", ".join(f"{name} ({path})" for name, path in (config["data_sets"] or {}).items())
     facts = {
         "models": ", ".join(f"{name} (`{path}`)" for name, path in about["paths"].items()),
         "teacher": f"`{about['teacher']}`" if about["teacher"] else "none",

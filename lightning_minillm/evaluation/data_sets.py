@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def named_sources(
-    files: Mapping[str, str], otherwise: RecordSource, fields: FieldMap | None = None, limit: int | None = None
+    files: Mapping[str, str] | None, otherwise: RecordSource, fields: FieldMap | None = None, limit: int | None = None
 ) -> dict[str, RecordSource]:
     """Return a source for each file, or the one other source where no file is named.
 
