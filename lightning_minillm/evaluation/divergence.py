@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 FUNCTIONS = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}
 TEXTS = ("student", "teacher", "reference")
 MEASURES = {
-    f"{kl}_kl_on_{text}_text": Measure(f"{kl} KL / token, {text} text", 4, False)
+    f"{kl}_kl_on_{text}_text": Measure(f"{kl} KL, {text} text", 4, False)
     for text in TEXTS
     for kl in ("forward", "reverse")
 }
