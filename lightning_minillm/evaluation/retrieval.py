@@ -261,7 +261,8 @@ def retrieval_metrics(
         >>> retrieval_metrics([[0.1, 0.3, 0.2]], [[False, False, True]], recall_at=[1])
         {'mrr': 50.0, 'recall_at_1': 0.0}
     """
-    predictions = torch.tensor([score for row in scores for score in row], dtype=torch.float64)
+    # torchmetrics counts what has a score of 0 or less as not found: every question's scores are moved above
+    predictions = torch.tensor([1 + score - min(row) for row in scores for score in row], dtype=torch.float64)
     targets = torch.tensor([flag for row in relevant for flag in row])
     indexes = torch.tensor([place for place, row in enumerate(relevant) for _ in row])
     metrics = {"mrr": RetrievalMRR()} | {f"recall_at_{k}": RetrievalRecall(top_k=k) for k in recall_at}

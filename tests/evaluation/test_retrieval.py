@@ -52,10 +52,11 @@ def make(tokenizer, questions=QUESTIONS, **options):
     return evaluation
 
 
-def test_metrics_of_a_table_made_by_hand():
+@pytest.mark.parametrize("shift", [0.0, -400.0], ids=["cosines", "log-likelihoods"])
+def test_metrics_of_a_table_made_by_hand(shift):
     scores = [[0.9, 0.5, 0.1], [0.2, 0.8, 0.3], [0.5, 0.4, 0.3, 0.2]]
     relevant = [[True, False, False], [True, False, True], [False, False, False, True]]
-    found = retrieval_metrics(scores, relevant, recall_at=[1, 2])
+    found = retrieval_metrics([[score + shift for score in row] for row in scores], relevant, recall_at=[1, 2])
     assert found["mrr"] == pytest.approx(100 * (1 + 1 / 2 + 1 / 4) / 3)
     assert found["recall_at_1"] == pytest.approx(100 * (1 + 0 + 0) / 3)
     assert found["recall_at_2"] == pytest.approx(100 * (1 + 1 / 2 + 0) / 3)
