@@ -306,12 +306,12 @@ def check_paper(name, given):
     if not name.startswith("gpt2_120m"):
         return
     _, values = given
-    corpus = [f"data.datamodule.lm_corpus.path={values['student'].removeprefix('student.path=')}"]
+    has_teacher, has_corpus = name.endswith(("kd", "_minillm", "_distillm")), name.endswith(("_minillm", "_distillm"))
     overrides = [f"experiment=paper/{name}", values["student"], *values["data"], *given[0]]
-    overrides += [values["teacher"]] if name.endswith(("_kd", "_seqkd", "_minillm")) else []
-    overrides += corpus if name.endswith("_minillm") else []
+    overrides += [values["teacher"]] if has_teacher else []
+    overrides += [values["student"].replace("student", "data.datamodule.lm_corpus", 1)] if has_corpus else []
     module = make_everything(to_plain(compose_config("train", overrides), train.KEYS))[2]
-    assert (module.teacher is not None) == name.endswith(("_kd", "_seqkd", "_minillm"))
+    assert (module.teacher is not None) == has_teacher
 
 
 def check_paper_part(name, given):

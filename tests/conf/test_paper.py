@@ -66,7 +66,7 @@ def test_every_part_but_the_models_is_made(name):
     config = compose(name)
     for group in ("optimizer", "scheduler", "loss", "module"):
         assert callable(build(config[group]))
-    has_teacher = name.endswith(("_kd", "_seqkd", "_minillm"))
+    has_teacher = name.endswith(("kd", "_minillm", "_distillm"))
     assert (config["teacher"]["model"] is not None) == has_teacher
 
 
