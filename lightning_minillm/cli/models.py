@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _PREFIX = "student."
 _SAMPLED_BYTES = 2**16
+_REMEDY = "Save the one that it was trained with beside it: tokenizer.save_pretrained(FOLDER)"
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,13 @@ def open_model(name: str, path: str, dtype: str = "float32", trust_remote_code: 
         return NamedModel(name, path, run.models.tokenizer, partial(_load_checkpoint, run, dtype))
     try:
         tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
-    except ValueError:
-        raise
     except Exception as error:  # transformers raises whatever its readers do
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise ValueError(
-            f"no tokenizer could be loaded for model '{name}' from {path!r}"
-            f" ({type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}): save one beside it"
-            f" with tokenizer.save_pretrained"
+            f"no tokenizer could be loaded for model '{name}' from {path!r}: {reason}. {_REMEDY}"
         ) from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # made up by transformers where there is no file
+        raise ValueError(f"model '{name}' has no tokenizer in {path!r}. {_REMEDY}")
     return NamedModel(
         name, path, tokenizer, partial(load_causal_lm, path, dtype=dtype, trust_remote_code=trust_remote_code)
     )

@@ -6,6 +6,7 @@ import pytest
 
 from lightning_minillm.cli.config import compose_config
 from lightning_minillm.cli.evaluate import evaluate
+from lightning_minillm.cli.train import train
 
 
 @pytest.fixture
@@ -75,6 +76,65 @@ def test_mistakes_are_named(added, message, overrides, folders):
     added = [override.replace("MODEL", f"{folders}/model") for override in added]
     with pytest.raises(ValueError, match=message):
         evaluate(compose_config("evaluate", [*overrides, *added]))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_model_without_tokenizer_is_refused(family, overrides, tmp_path, make_model):
+    make_model(family).save_pretrained(tmp_path / "bare")
+    with pytest.raises(ValueError, match="no tokenizer"):
+        evaluate(compose_config("evaluate", [*overrides, f"model={tmp_path}/bare"]))
+
+
+def test_data_are_checked_before_any_model_is_loaded(overrides, folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "lightning_minillm.cli.models.load_causal_lm", lambda *_, **__: pytest.fail("a model was loaded")
+    )
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "other.jsonl").write_text('{"question": "w1", "output": "w2"}\n')
+    for name, message in (("empty", "holds no records"), ("other", "no field 'instruction'"), ("none", "No data file")):
+        sets = f"data_sets={{x: {tmp_path}/{name}.jsonl}}"
+        with pytest.raises(ValueError, match=message):
+            evaluate(compose_config("evaluate", [*overrides, f"model={folders}/model", sets]))
+    with pytest.raises(ValueError, match="evaluation=exposure_bias compares with a teacher"):
+        evaluate(compose_config("evaluate", [*overrides, f"model={folders}/model", "evaluation=[exposure_bias]"]))
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_data_sets_and_evaluations(overrides, folders, tmp_path):
+    sets = f"data_sets={{a: {folders}/test.jsonl, b: {folders}/validation.jsonl}}"
+    teacher = ["teacher=pretrained", f"teacher.path={folders}/teacher", "evaluation=[responses,exposure_bias]"]
+    base = [*overrides, sets, *teacher, "data.tokenizer=???"]
+    results, objects = evaluate(compose_config("evaluate", [*base, f"model={folders}/model"]))
+    assert {"a/rougeL", "b/loss", "exposure_bias/a/excess_error"} <= set(results["model"])
+    assert {"a", "b", "exposure_bias/a"} <= set(objects["results"].groups)
+    pictures = {file.name for file in (tmp_path / "run/pictures").iterdir()}
+    assert {"a_rougeL_by_length.png", "exposure_bias_b_excess_error.png"} <= pictures
+    assert (tmp_path / "run/responses/model_b_seed_1.jsonl").exists()
+    with pytest.raises(ValueError, match="records of another set-up"):
+        evaluate(compose_config("evaluate", [*base, f"model={folders}/teacher"]))
+
+
+def test_checkpoints_are_models(train_overrides, overrides, tmp_path):
+    run = tmp_path / "trained"
+    train(compose_config("train", [*train_overrides, f"output_dir={run}"]))
+    models = f"models={{best: {run}/checkpoints/best.ckpt, exported: {run}/student}}"
+    results, _ = evaluate(compose_config("evaluate", [*overrides, models]))
+    assert results["best"] == results["exported"]
+
+
+def test_report_goes_to_wandb(overrides, folders, tmp_path, monkeypatch):
+    from lightning.pytorch.loggers import WandbLogger
+
+    logged = []
+    for name in ("log_table", "log_image"):
+        monkeypatch.setattr(WandbLogger, name, lambda self, key, name=name, **content: logged.append((name, key)))
+    monkeypatch.setattr(
+        WandbLogger, "log_metrics", lambda self, metrics, step=None: logged.append(("metrics", *metrics))
+    )
+    evaluate(compose_config("evaluate", [*overrides, f"model={folders}/model", "logger=wandb"]))
+    assert ("log_table", "evaluation/responses") in logged
+    assert ("log_image", "pictures/rougeL_by_length") in logged
+    assert any(entry[0] == "metrics" and "model/rougeL" in entry for entry in logged)
 
 
 def test_teacher_with_another_tokenizer_is_refused(overrides, folders, tmp_path, make_model, make_tokenizer):

@@ -1,0 +1,219 @@
+"""The numbers of responses: against rouge-score on real pairs, and against cases done by hand."""
+
+import json
+import math
+import re
+import string
+
+import pytest
+import torch
+from rouge_score.rouge_scorer import RougeScorer
+
+from lightning_minillm.data import InstructionRecord, PlainTemplate
+from lightning_minillm.evaluation import EvaluationModule, Responses
+from lightning_minillm.evaluation.responses import summarise_responses, token_reverse_kl
+from lightning_minillm.functional.logprobs import TokenStates
+from lightning_minillm.metrics import rouge_l
+from lightning_minillm.rollout import SamplingConfig
+
+
+class Fixed:
+    """A source of given records."""
+
+    def __init__(self, *records):
+        self.records = list(records)
+
+    def load(self):
+        return self.records
+
+
+RECORDS = Fixed(
+    InstructionRecord("w1 w2", "", ("w3 w4",), task="a", exact=True),
+    InstructionRecord("w5", "", ("w6 w7 w8 w9 w10 w11", "w1"), task="b"),
+    InstructionRecord("w2 w3 w4", "w5", ("w9",)),
+)
+
+
+def make(sources=None, seeds=(1, 2), batch_size=2, **sampling):
+    config = SamplingConfig(**{"max_new_tokens": 4, "teacher_mix_alpha": 0.0, **sampling})
+    sources = sources or {"test": RECORDS}
+    lengths = {"max_length": 24, "max_prompt_length": 12}
+    return Responses(sources, PlainTemplate(), config, batch_size=batch_size, seeds=seeds, **lengths)
+
+
+@pytest.fixture
+def prepared(tokenizer):
+    evaluation = make()
+    evaluation.prepare(tokenizer)
+    return evaluation
+
+
+def record(response="a", references=("a",), **values):
+    basis = {"response": response, "references": list(references), "exact": True, "rougeL": 0.0}
+    return basis | {"reference_tokens": 3, "response_tokens": 2} | values
+
+
+def official_normal_form(text):
+    """As the official script compares answers: lower case, no punctuation, single spaces."""
+    return " ".join("".join(sign for sign in text.lower() if sign not in set(string.punctuation)).split())
+
+
+def real_pairs(folder):
+    """Real sentences as predictions, with the references of the row that they are from, or of the next."""
+    rows = [json.loads(line) for line in (folder / "dolly/valid.jsonl").read_text(encoding="utf-8").splitlines()[:100]]
+    file = folder / "sni/minillm_sinst_11_valid.jsonl"
+    rows += [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()[:100]]
+    outputs = [row["output"] if isinstance(row["output"], list) else [row["output"]] for row in rows]
+    for place, row in enumerate(rows):
+        first = re.split(r"(?<=[.!?])\s", row["input"] or row["instruction"])[0]
+        # every fifth repeats its reference, in another spelling
+        text = f"  {outputs[place][-1].upper()}!" if place % 5 == 0 else f"{first} {outputs[place - 1][0]}"
+        yield text, outputs[place]
+
+
+def test_rouge_and_exact_match_are_those_of_rouge_score_on_real_pairs(data_folder):
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    pairs = list(real_pairs(data_folder))
+    assert len(pairs) == 200
+    evaluation = make(seeds=(1,))
+    rows = [
+        record(text, references, rougeL=rouge_l(text, references), data_set="test", seed=1, item=item)
+        for item, (text, references) in enumerate(pairs)
+    ]
+    rows[0] |= {"reference_loss": 1.0, "loss_tokens": 1}
+    expected = [max(scorer.score(r, text)["rougeL"].fmeasure for r in references) for text, references in pairs]
+    assert [row["rougeL"] / 100 for row in rows] == pytest.approx(expected, abs=1e-6)
+    values = evaluation.findings(rows).values
+    assert values["rougeL"] == [pytest.approx(100 * sum(expected) / 200, abs=1e-6)]
+    assert 20 < values["rougeL"][0] < 80
+    equal = [official_normal_form(text) in map(official_normal_form, references) for text, references in pairs]
+    assert values["exact_match"] == [pytest.approx(sum(equal) / 2, abs=1e-6)]
+    assert 30 <= sum(equal) <= 60
+
+
+def test_summary_by_hand():
+    rows = [
+        record("w x y z w x y z", ["q"], rougeL=10.0, reference_tokens=5, response_tokens=4, reverse_kl=2.0),
+        record("The answer.", ["no", "the ANSWER"], rougeL=50.0, reference_tokens=6, response_tokens=6, reverse_kl=8.0),
+        record("b", ["c"], exact=False, rougeL=90.0, reference_tokens=11, response_tokens=2, reverse_kl=0.5),
+    ]
+    assert summarise_responses(rows) == {
+        "rougeL": pytest.approx(50),
+        "exact_match": 50.0,
+        "response_length": 4.0,
+        "repetition": pytest.approx(100 / 5),  # of five 4-grams one comes twice; the others have none
+        "dist4": pytest.approx(80),
+        "rougeL_0-5": 10.0,
+        "rougeL_6-10": 50.0,
+        "rougeL_11+": 90.0,
+        "reverse_kl": pytest.approx(10.5 / 12),
+    }
+
+
+def test_what_cannot_be_measured_is_left_out():
+    values = summarise_responses([record("a b", exact=False)])
+    missing = {name for name, value in values.items() if math.isnan(value)}
+    assert missing == {"exact_match", "repetition", "dist4", "rougeL_6-10", "rougeL_11+"}
+    row = record("a b", exact=False, data_set="test", seed=1, reference_loss=3.0, loss_tokens=2)
+    findings = make(seeds=(1,)).findings([row])
+    assert set(findings.values) == {"rougeL", "response_length", "rougeL_0-5", "loss"}
+    assert findings.values["loss"] == [1.5]
+
+
+@torch.no_grad()
+def test_loss_and_reverse_kl_are_those_of_whole_logits(prepared, make_model, tokenizer):
+    student, teacher = make_model("gpt2", seed=1), make_model("gpt2", seed=2)
+    module = EvaluationModule(student, tokenizer, teacher=teacher)
+    module.configure_model()
+    records = [row for items in prepared.batches() for row in prepared.step(module, items)]
+    assert sorted(row["item"] for row in records) == list(range(6))
+    data = prepared.data["test"]
+    sampler = module.sampler(prepared.sampling)
+    for row in records:
+        pair = data.token_batch([row["index"]], 1.0)
+        logits = student(pair.input_ids).logits.double().log_softmax(-1)
+        targets = pair.target_mask[0].nonzero()[:, 0]
+        loss = -sum(float(logits[0, t - 1, pair.input_ids[0, t]]) for t in targets)
+        if row["seed"] == 1:
+            assert row["reference_loss"] == pytest.approx(loss, rel=1e-4)
+            assert row["loss_tokens"] == len(targets)
+        else:
+            assert "reference_loss" not in row  # no seed changes it
+        rollout = sampler.sample(data.prompt_batch([row["index"]]), seed=row["seed"])
+        assert module.decode(rollout) == [row["response"]]
+        ids = torch.cat([rollout.prompt_ids, rollout.response_ids], 1)
+        start = rollout.prompt_ids.shape[1] - 1
+        log_q, log_p = (m(ids).logits.double().log_softmax(-1)[0, start:-1] for m in (student, teacher))
+        assert row["reverse_kl"] == pytest.approx(float((log_q.exp() * (log_q - log_p)).sum()), rel=1e-4)
+
+
+def test_batches_hold_prompts_of_like_length_and_every_item_once(prepared):
+    batches = prepared.batches()
+    assert sorted(item for items in batches for item in items) == list(range(6))
+    assert batches == [[2, 0], [1], [5, 3], [4]]
+    assert prepared.reference_lengths["test"] == [2, 6, 1]
+
+
+def test_several_data_sets_have_their_names_before_the_metrics(tokenizer, make_model):
+    evaluation = make({"a": RECORDS, "b": Fixed(*RECORDS.records[:1])}, seeds=(1,))
+    evaluation.prepare(tokenizer)
+    module = EvaluationModule(make_model("gpt2"), tokenizer)
+    module.configure_model()
+    records = sorted((r for b in evaluation.batches() for r in evaluation.step(module, b)), key=lambda r: r["item"])
+    assert [(r["data_set"], r["index"]) for r in records] == [("a", 0), ("a", 1), ("a", 2), ("b", 0)]
+    findings = evaluation.findings(records)
+    assert {"a/rougeL", "b/rougeL", "a/loss", "b/loss"} <= set(findings.values) <= set(evaluation.measures)
+    assert "reverse_kl" not in {name[2:] for name in findings.values}
+    assert set(findings.curves) == set(evaluation.pictures) == {"a/rougeL_by_length", "b/rougeL_by_length"}
+    texts = evaluation.texts(records)
+    assert list(texts) == ["a_seed_1", "b_seed_1"]
+    assert texts["b_seed_1"][0]["response"] == records[3]["response"]
+
+
+def test_identity_tells_set_ups_apart(prepared, tokenizer):
+    def identity(**options):
+        evaluation = make(**options)
+        evaluation.prepare(tokenizer)
+        return evaluation.identity()
+
+    assert identity() == prepared.identity()
+    others = [
+        {"temperature": 0.5},
+        {"seeds": (1,)},
+        {"no_repeat_ngram_size": 6},
+        {"sources": {"test": Fixed(*RECORDS.records[:2])}},
+    ]
+    for other in others:
+        assert identity(**other) != prepared.identity(), other
+
+
+def test_kl_is_measured_on_the_ids_that_both_have():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(5, 8), torch.randn(5, 11)
+    made = [TokenStates(logits, lambda hidden: hidden, vocabulary=8) for logits in (student, teacher)]
+    log_q, log_p = student.log_softmax(-1), teacher[:, :8].log_softmax(-1)
+    assert torch.allclose(token_reverse_kl(*made), (log_q.exp() * (log_q - log_p)).sum(-1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seeds": ()}, "seeds is empty"),
+        ({"seeds": (1, 1)}, "names one twice"),
+        ({"teacher_mix_alpha": 0.5}, "teacher_mix_alpha=0"),
+    ],
+)
+def test_mistakes_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        make(**options)
+
+
+def test_missing_data_is_named(tokenizer):
+    from lightning_minillm.evaluation import named_sources
+
+    sources = named_sources({"sni": "./nowhere.jsonl"}, otherwise=RECORDS)
+    with pytest.raises(ValueError, match=r"data set 'sni'.*nowhere.jsonl"):
+        make(sources).prepare(tokenizer)
+    assert named_sources({}, otherwise=RECORDS) == {"test": RECORDS}
+    with pytest.raises(ValueError, match="no data set"):
+        Responses({}, PlainTemplate(), SamplingConfig(teacher_mix_alpha=0.0))
