@@ -33,8 +33,12 @@ RUNS = ["minillm-train experiment=smoke", "minillm-recipe recipe=smoke"]
 
 def commands_of(text):
     """Yield each of our commands in the fenced shell blocks of a page, as a list of words."""
-    for block in re.findall(r"^```(?:bash|sh|shell)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
+    for language, block in re.findall(r"^```(.*)\n((?s:.*?))^```", text, flags=re.MULTILINE):
+        if language not in ("", "bash", "sh", "shell"):
+            continue
         for line in block.replace("\\\n", " ").splitlines():
+            if "minillm" not in line:  # the output of a command need not be shell
+                continue
             yield from commands_in(shlex.split(line, comments=True))
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -43,3 +44,15 @@ def test_the_command_line_finds_the_guides_loss(folder):
     ]  # fmt: skip
     config = yaml.safe_load(run(folder, "lightning_minillm.cli.train", *words))
     assert config["loss"] == {"_target_": "my_losses.SquaredHellinger", "scale": 2.0, "chunk_size": "auto"}
+
+
+def test_the_guides_source_passes_its_test(folder):
+    assert "3 passed" in run(folder, "pytest", "-q", "-p", "no:cacheprovider", "test_my_sources.py")
+
+
+def test_the_guides_module_trains_on_the_guides_source(folder):
+    (block,) = re.findall(r"minillm-train experiment=smoke (.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    words = shlex.split(block.replace("$PWD", str(folder)).replace("\\\n", " "))
+    quick = ["max_steps=8", "eval_every=8", "checkpoint_every=8", "logger=csv", "callbacks=quiet"]
+    run(folder, "lightning_minillm.cli.train", "experiment=smoke", *words, *quick, "trainer.log_every_n_steps=1")
+    assert "1 passed" in run(folder, "pytest", "-q", "-p", "no:cacheprovider", "test_my_modules.py")

@@ -29,6 +29,8 @@ def public_api() -> Iterator[str]:
 
 
 def _parameters(item: Any) -> str:
+    if isinstance(item, type) and issubclass(item, Exception):
+        return ""
     if not callable(item) or get_origin(item) is not None or getattr(item, "_is_protocol", False):
         return ""
     words, keyword_only = [], False
