@@ -1,4 +1,4 @@
-"""What the student says: a table of prompts, references and responses at each validation."""
+"""What student and teacher say: a table of prompts, references and responses at each validation."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from lightning.pytorch.callbacks import Callback
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-_COLUMNS = ("task", "prompt", "references", "response")
+_COLUMNS = ("task", "prompt", "references", "teacher", "response")
 
 
 class SampleTable(Callback):
     """Write the first samples of each evaluation to a file, and to every logger that takes tables.
 
-    The module keeps them in ``module.samples`` (rows of the data set in order, so the same prompts every time).
+    The module keeps them in ``module.samples`` (rows of the data set in order, so the same prompts every time). Where
+    there is a teacher, its responses to the prompts of the first batch stand beside the student's.
 
     Args:
         folder: one JSONL file an evaluation goes there, ``val_step_000100.jsonl``.
@@ -35,6 +36,11 @@ class SampleTable(Callback):
         self.num_samples = num_samples
         self.key = key
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Ask the module for the teacher's responses."""
+        if hasattr(pl_module, "shows_teacher"):
+            pl_module.shows_teacher = True
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the validation's samples."""
         if not trainer.sanity_checking:
@@ -51,11 +57,12 @@ class SampleTable(Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / f"{stage}_step_{trainer.global_step:06d}.jsonl"
         file.write_text("".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples), encoding="utf-8")
-        rows = [[_as_text(sample.get(column, "")) for column in _COLUMNS] for sample in samples]
+        columns = [column for column in _COLUMNS if any(column in sample for sample in samples)]
+        rows = [[_as_text(sample.get(column, "")) for column in columns] for sample in samples]
         for logger in trainer.loggers:
             log_table = getattr(logger, "log_table", None)
             if log_table is not None:
-                log_table(key=f"{stage}/{self.key}", columns=list(_COLUMNS), data=rows, step=trainer.global_step)
+                log_table(key=f"{stage}/{self.key}", columns=columns, data=rows, step=trainer.global_step)
 
 
 def _as_text(value: Any) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_minillm.callbacks.figures import new_figure, save_figure
 from lightning_minillm.cli import plots
 from lightning_minillm.evaluation import Curve, Picture
 
@@ -22,13 +23,13 @@ def draw_picture(picture: Picture, curves: Mapping[str, Curve], file: Path, mode
         models: all models, in the order in which other pictures give them their colours.
     """
     palette = plots.colours(dict.fromkeys([*models, *curves]))
-    figure, (axis,) = plots._figure(1)
+    figure, (axis,) = new_figure(1)
     figure.set_size_inches(6.4, 4.4)
     {"line": _lines, "bars": _bars, "reliability": _reliability}[picture.kind](axis, picture, curves, palette)
     axis.set(title=picture.title, xlabel=picture.x_label, ylabel=picture.y_label)
     axis.grid(alpha=0.3, axis="y" if picture.kind == "bars" else "both")
     axis.legend()
-    plots._save(figure, file)
+    save_figure(figure, file)
 
 
 def _lines(axis: Any, picture: Picture, curves: Mapping[str, Curve], palette: Mapping[str, str]) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import matplotlib as mpl
-
+from lightning_minillm.callbacks.figures import new_figure, save_figure
 from lightning_minillm.cli.report import COLUMNS, Summary
 
 Curve = list[tuple[int, float]]
@@ -57,7 +55,7 @@ def plot_curves(curves: Mapping[str, Mapping[str, Curve]], file: Path, models: S
     shown = {metric: lines for metric, lines in curves.items() if any(lines.values())}
     if not shown:
         return
-    figure, panels = _figure(len(shown))
+    figure, panels = new_figure(len(shown))
     for axis, (metric, lines) in zip(panels, shown.items(), strict=True):
         for model, curve in lines.items():
             if curve:
@@ -65,7 +63,7 @@ def plot_curves(curves: Mapping[str, Mapping[str, Curve]], file: Path, models: S
         axis.set(xlabel="optimiser steps (initial SFT included)", title=metric)
         axis.grid(alpha=0.3)
     panels[0].legend()
-    _save(figure, file)
+    save_figure(figure, file)
 
 
 def plot_bars(results: Mapping[str, Summary], file: Path) -> None:
@@ -79,7 +77,7 @@ def plot_bars(results: Mapping[str, Summary], file: Path) -> None:
     if not shown:
         return
     palette = colours(results)
-    figure, panels = _figure(len(shown))
+    figure, panels = new_figure(len(shown))
     for axis, (key, title, decimals, _) in zip(panels, shown, strict=True):
         measured = {model: summary[key] for model, summary in results.items() if key in summary}
         places = range(len(measured))
@@ -90,19 +88,4 @@ def plot_bars(results: Mapping[str, Summary], file: Path) -> None:
         axis.set_xticks(list(places), list(measured), rotation=45, ha="right")
         axis.set_title(title)
         axis.margins(y=0.12)
-    _save(figure, file)
-
-
-def _figure(panels: int) -> tuple[Any, list[Any]]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.2 * panels, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
-
-
-def _save(figure: Any, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context({"font.size": 9}):
-        figure.savefig(file, dpi=120)
+    save_figure(figure, file)

@@ -92,6 +92,9 @@ class CausalLMModule(LightningModule):
         self.evaluation_metrics = EvaluationMetrics()
         self.samples: list[dict[str, Any]] = []
         """Prompt, references, response and task of every row of the last evaluation on this rank."""
+        self.shows_teacher = False
+        """Whether samples of an evaluation's first batch hold the teacher's response, too; a callback asks for it."""
+        self._teacher_texts: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     # --- models -----------------------------------------------------------------------------------------------------
 
@@ -291,15 +294,20 @@ class CausalLMModule(LightningModule):
 
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
         """Measure one batch; see :meth:`evaluate_batch`."""
-        self.evaluate_batch(batch)
+        self.evaluate_batch(batch, with_teacher=self.shows_teacher and batch_idx == 0)
 
     def test_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
         """Measure one batch; see :meth:`evaluate_batch`."""
-        self.evaluate_batch(batch)
+        self.evaluate_batch(batch, with_teacher=self.shows_teacher and batch_idx == 0)
 
     @torch.no_grad()
-    def evaluate_batch(self, batch: EvaluationBatch) -> None:
-        """Score the references, sample responses, and compare both with references and teacher."""
+    def evaluate_batch(self, batch: EvaluationBatch, with_teacher: bool = False) -> None:
+        """Score the references, sample responses, and compare both with references and teacher.
+
+        Args:
+            batch: B rows.
+            with_teacher: keep the teacher's responses beside the student's; they are sampled once.
+        """
         metrics = self.evaluation_metrics
         states, target_ids = self.token_states(batch.tokens)
         metrics.loss.update(LanguageModelingLoss()(states, target_ids).loss, weight=len(states))
@@ -317,6 +325,7 @@ class CausalLMModule(LightningModule):
         exact = [row for row, flag in enumerate(batch.exact) if flag]
         # also without such rows: every rank has to take part when the metric is summed over ranks
         metrics.exact_match.update([responses[row] for row in exact], [batch.references[row] for row in exact])
+        by_teacher = self._teacher_responses(batch) if with_teacher and self._teacher else ()
         for row, response in enumerate(responses):
             self.samples.append(
                 {
@@ -326,8 +335,17 @@ class CausalLMModule(LightningModule):
                     "references": list(batch.references[row]),
                     "response": response,
                     "exact": batch.exact[row],
+                    **({"teacher": by_teacher[row]} if by_teacher else {}),
                 }
             )
+
+    def _teacher_responses(self, batch: EvaluationBatch) -> tuple[str, ...]:
+        """Return what the frozen teacher says, under the same noise as the student; kept until other prompts come."""
+        if batch.prompt_texts not in self._teacher_texts:
+            sampler = self.sampler(self.evaluation_sampling, student=self.teacher_split)
+            texts = self.decode(sampler.sample(batch.prompts, seed=self.evaluation_seed))
+            self._teacher_texts = {batch.prompt_texts: tuple(texts)}
+        return self._teacher_texts[batch.prompt_texts]
 
     def decode(self, rollouts: RolloutBatch) -> list[str]:
         """Return the responses as text, without eos and padding."""

@@ -52,3 +52,15 @@ def test_nothing_is_written_by_other_ranks_sanity_checks_and_without_samples(of_
 def test_at_least_one_sample():
     with pytest.raises(ValueError, match="num_samples must be at least 1"):
         SampleTable("x", num_samples=0)
+
+
+def test_the_teachers_responses_stand_beside_the_students(tmp_path):
+    logger = TableLogger()
+    samples = [{**SAMPLES[0], "teacher": "said"}, SAMPLES[1]]
+    module = SimpleNamespace(samples=samples, shows_teacher=False)
+    table = SampleTable(str(tmp_path))
+    table.setup(trainer(), module, "fit")
+    assert module.shows_teacher
+    table.on_validation_end(trainer(logger), module)
+    assert logger.tables[0]["columns"] == ["task", "prompt", "references", "teacher", "response"]
+    assert [row[3:] for row in logger.tables[0]["data"]] == [["said", "r0"], ["", "r1"]]

@@ -41,7 +41,7 @@ def test_nothing_to_draw_makes_no_file(tmp_path):
 
 def test_a_model_has_one_colour_in_every_panel(run, tmp_path, monkeypatch):
     figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, file: figures.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, file: figures.append(figure))
     curve = read_curve(run, "val/rougeL")
     plot_curves({"val/rougeL": {"a": curve, "b": curve}, "val/reverse_kl": {"b": curve}}, tmp_path, ["a", "b"])
     both, alone = figures[0].axes

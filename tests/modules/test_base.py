@@ -166,6 +166,25 @@ def test_every_rank_has_the_same_metrics_to_agree_on(make_module, make_evaluatio
     assert module.evaluation_metrics.exact_match.update_called
 
 
+def test_samples_show_what_the_teacher_says(
+    make_module, make_evaluation, make_data, make_trainer, make_model, tokenizer
+):
+    module = make_module(teacher=True)
+    batches = [make_evaluation(), make_evaluation(first_index=4, seed=3)]
+    expected = evaluate(module, batches, make_trainer, make_data)
+    assert not any("teacher" in sample for sample in module.samples)
+    module.shows_teacher = True
+    assert evaluate(module, batches, make_trainer, make_data) == expected
+    alone = CausalLMModule(module.teacher, tokenizer, evaluation_sampling=module.evaluation_sampling)
+    said = alone.decode(
+        alone.sampler(alone.evaluation_sampling).sample(batches[0].prompts, seed=module.evaluation_seed)
+    )
+    assert [sample["teacher"] for sample in module.samples[:4]] == said
+    assert not any("teacher" in sample for sample in module.samples[4:])
+    module.sampler = None  # what the teacher says is kept
+    assert list(module._teacher_responses(batches[0])) == said
+
+
 def test_evaluations_repeat_and_do_not_depend_on_the_batch_size(make_module, make_evaluation, make_data, make_trainer):
     module = make_module(teacher=True)
     whole = make_evaluation((5, 3, 7, 1, 2, 6), (True,) * 6)
