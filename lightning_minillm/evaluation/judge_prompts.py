@@ -39,14 +39,16 @@ PAIRWISE_PROMPT = (
     " equally good; and explain it after that."
 )
 
-_NUMBER = r"(?<![\d.])(\d+(?:\.\d+)?)"
+_NUMBER = r"(?<![\d.\-])(\d+(?:\.\d+)?)(?![\d/%\-]|\.\d)"  # not part of a range, a fraction or a percentage
 _SCALE = re.compile(r"\s*(?:/|out of)\s*10(?![\d.])", re.IGNORECASE)
 _LABELLED = {
-    name: re.compile(rf"\b{name}\b[^\w:=]{{0,4}}[:=][^\w\n]{{0,4}}{_NUMBER}", re.IGNORECASE) for name in ("A", "B")
+    name: re.compile(rf"\b{name}\b[^\w:=]{{0,4}}[:=][^\w\n\-]{{0,4}}{_NUMBER}", re.IGNORECASE) for name in ("A", "B")
 }
+_PAIR = re.compile(rf"[\W_]*?{_NUMBER}[^\w\-]+{_NUMBER}\W*")  # a line of two numbers and no words
 _BRACKETS = re.compile(r"\[\[\s*(A|B|C|tie)\s*\]\]", re.IGNORECASE)
-_STATED = re.compile(
-    r"\b(?:verdict|winner|better)\b\W{0,6}(?:is\W{1,4})?(?:response\W{1,4}|assistant\W{1,4})?(A|B|tie)\b", re.IGNORECASE
+_STATED = re.compile(  # and nothing after it in its sentence
+    r"\b(?:verdict|winner)\b\W{0,6}(?:is\W{1,4})?(?:response\W{1,4}|assistant\W{1,4})?(A|B|tie)\b(?=[^\w\n]*(?:$|\.))",
+    re.IGNORECASE | re.MULTILINE,
 )
 _ALONE = re.compile(r"\W*(?:response\s+)?(A|B|tie)\W*", re.IGNORECASE)
 _THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)
@@ -66,7 +68,7 @@ def read_scores(answer: str) -> tuple[float, float] | None:
     """Return the scores of A and B, each in [1, 10], or ``None`` where there are none to be found.
 
     They are taken from ``A: 8`` and ``B: 7`` in any spelling (``Response A = 8/10``, ``"A": 8``, ``**A**: 8``), else
-    from the first line that holds two numbers and no more.
+    from the first line that holds two numbers and no words.
 
     Example:
         >>> read_scores("A: 8, B: 6.5\\nA is more detailed."), read_scores("8 7"), read_scores("Both are fine.")
@@ -77,8 +79,8 @@ def read_scores(answer: str) -> tuple[float, float] | None:
     if labelled["A"] and labelled["B"]:
         found = [labelled["A"][1], labelled["B"][1]]
     else:
-        lines = (re.findall(_NUMBER, line) for line in text.splitlines())
-        found = next((numbers for numbers in lines if len(numbers) == 2), [])
+        pairs = (_PAIR.fullmatch(line) for line in text.splitlines())
+        found = next((list(pair.groups()) for pair in pairs if pair), [])
     scores = [float(number) for number in found]
     return (scores[0], scores[1]) if scores and all(1 <= score <= 10 for score in scores) else None
 

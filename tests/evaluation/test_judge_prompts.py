@@ -24,7 +24,12 @@ def test_scores_in_any_spelling(answer, scores):
 
 
 @pytest.mark.parametrize(
-    "answer", ["", "Both are good.", "A: 8", "A: 0, B: 7", "A: 8, B: 11", "1 2 3", "A: good, B: bad", "100 90", "-"]
+    "answer",
+    [
+        *("", "Both are good.", "A: 8", "A: 0, B: 7", "A: 8, B: 11", "1 2 3", "A: good, B: bad", "100 90", "-"),
+        *("I cannot score. See rules 2 and 4.", "Response 1 is 5 times longer.", "Both get 7 out of 10 for 3 reasons"),
+        *("A: -3, B: 5", "A: 8/100, B: 5", "A: 8-9, B: 7", "A: 80%, B: 7", "-3 5"),
+    ],
 )
 def test_no_scores_are_made_up(answer):
     assert read_scores(answer) is None
@@ -52,7 +57,12 @@ def test_verdicts_in_any_spelling(answer, verdict):
 
 
 @pytest.mark.parametrize(
-    "answer", ["", "Hard to say.", "[[A]] or [[B]]", "A is good and B is good", "Winner: A. No, the winner is B."]
+    "answer",
+    [
+        *("", "Hard to say.", "[[A]] or [[B]]", "A is good and B is good", "Winner: A. No, the winner is B."),
+        *("Neither is better. A response should be honest.", "It would be better a bit shorter"),
+        *("I can't say which is better: a tie would be unfair", "Verdict: A or B, hard to say"),
+    ],
 )
 def test_no_verdict_is_made_up(answer):
     assert read_verdict(answer) is None
