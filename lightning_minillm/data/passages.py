@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,7 @@ def _sentences(rows: Sequence[tuple[str, str, str, Any]]) -> PassageSet:
     passages: list[str] = []
     questions = []
     for where, query, text, rationale in rows:
-        tokens, flags = text.split(" "), json.loads(rationale) if isinstance(rationale, str) else list(rationale)
+        tokens, flags = text.split(" "), _flags(rationale, where)
         if len(flags) > len(tokens):
             raise ValueError(f"{where}: the rationale marks {len(flags)} tokens and the text has {len(tokens)}")
         start, first, relevant = 0, len(passages), set()
@@ -124,6 +125,14 @@ def _sentences(rows: Sequence[tuple[str, str, str, Any]]) -> PassageSet:
     return PassageSet(tuple(passages), tuple(_answerable(questions)))
 
 
+def _flags(rationale: Any, where: str) -> list[int]:
+    try:
+        flags = json.loads(rationale) if isinstance(rationale, str) else list(rationale)
+        return [int(flag) for flag in flags]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: the rationale must be a list of 0 and 1, got {str(rationale)[:60]!r}") from error
+
+
 def read_peerqa(path: str | Path) -> PassageSet:
     """Read PeerQA (Baumgärtner et al., arXiv 2502.13668): questions of reviewers about papers.
 
@@ -134,39 +143,51 @@ def read_peerqa(path: str | Path) -> PassageSet:
 
     Returns:
         The paragraphs of all papers (the sentences of one ``pidx``), and the questions; candidates are the paragraphs
-        of the question's paper. Questions without evidence are left out.
+        of the question's paper. Questions without evidence are left out, and so are, with a warning, those about papers
+        that are not there (some papers' licences do not let them be passed on).
 
     Raises:
         FileNotFoundError: one of the files is not there.
-        ValueError: a missing field, or a question about a paper that is not there.
+        ValueError: a missing field.
     """
     folder = Path(path)
-    paragraphs: dict[tuple[str, int], list[str]] = {}
+    paragraphs: dict[tuple[str, int], dict[int, str]] = {}
     place_of: dict[tuple[str, int], tuple[str, int]] = {}
     for where, row in iterate_rows(folder / "papers.jsonl"):
-        paper = str(_field(row, "paper_id", where))
+        paper, index = str(_field(row, "paper_id", where)), int(_field(row, "idx", where))
         paragraph = (paper, int(_field(row, "pidx", where)))
-        place_of[paper, int(_field(row, "idx", where))] = paragraph
-        paragraphs.setdefault(paragraph, []).append(str(_field(row, "content", where)))
+        place_of[paper, index] = paragraph
+        paragraphs.setdefault(paragraph, {})[index] = str(_field(row, "content", where))
     places = {paragraph: place for place, paragraph in enumerate(paragraphs)}
     of_paper: dict[str, list[int]] = {}
     for (paper, _), place in places.items():
         of_paper.setdefault(paper, []).append(place)
-    questions = []
+    questions, num_missing = [], 0
     for where, row in iterate_rows(folder / "qa.jsonl"):
         paper = str(_field(row, "paper_id", where))
         if paper not in of_paper:
-            raise ValueError(f"{where}: papers.jsonl has no paper {paper!r}")
+            num_missing += 1
+            continue
         marked = _evidence(row.get("answer_evidence_mapped"))
         relevant = frozenset(places[place_of[paper, index]] for index in marked if (paper, index) in place_of)
         questions.append(Question(str(_field(row, "question", where)), tuple(of_paper[paper]), relevant))
-    return PassageSet(tuple(" ".join(parts) for parts in paragraphs.values()), tuple(_answerable(questions)))
+    if num_missing:
+        warnings.warn(
+            f"'{folder / 'qa.jsonl'}': {num_missing} questions are about papers that papers.jsonl does not hold, and"
+            " are left out.",
+            stacklevel=2,
+        )
+    texts = (" ".join(parts[index] for index in sorted(parts)) for parts in paragraphs.values())
+    return PassageSet(tuple(texts), tuple(_answerable(questions)))
 
 
 def _evidence(mapped: Any) -> list[int]:
-    """Return the sentences that hold evidence, from either form of the field."""
+    """Return the sentences that hold evidence, from either form of the field.
+
+    Evidence that was not found in the text of the paper has ``None`` in their place.
+    """
     groups = mapped["idx"] if isinstance(mapped, Mapping) else [evidence["idx"] for evidence in mapped or ()]
-    return [int(index) for group in groups or () for index in group or ()]
+    return [int(index) for group in groups or () for index in group or () if index is not None]
 
 
 def _answerable(questions: Sequence[Question]) -> list[Question]:

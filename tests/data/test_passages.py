@@ -51,8 +51,9 @@ def test_peerqa_asks_of_the_paragraphs_of_a_paper(as_lists, tmp_path):
         for paper in ("p", "q")
         for index in range(4)
     ]
+    sentences[:2] = sentences[1::-1]  # idx says in which order they are to be read
     (tmp_path / "papers.jsonl").write_text("\n".join(map(json.dumps, sentences)))
-    mapped = [[[1], [0]], [[2, 3]], []]
+    mapped = [[[1], [0], [None]], [[2, 3]], []]  # what was not found in the text of the paper is None
     questions = [
         {
             "paper_id": paper,
@@ -72,6 +73,24 @@ def test_peerqa_asks_of_the_paragraphs_of_a_paper(as_lists, tmp_path):
     ]
 
 
+def test_peerqa_without_some_papers_keeps_the_questions_about_the_others(tmp_path):
+    rows = [{"paper_id": "p", "idx": index, "pidx": index, "content": f"s{index}"} for index in range(2)]
+    (tmp_path / "papers.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    asked = [
+        {"paper_id": paper, "question": f"{paper}?", "answer_evidence_mapped": [{"idx": [1]}]} for paper in ("q", "p")
+    ]
+    (tmp_path / "qa.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    with pytest.warns(UserWarning, match=r"1 questions are about papers that papers\.jsonl does not hold"):
+        found = peerqa_source(str(tmp_path)).load()
+    assert [(q.text, q.relevant) for q in found.questions] == [("p?", {1})]
+    (tmp_path / "qa.jsonl").write_text(json.dumps(asked[0]))
+    with (
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(ValueError, match="holds no question with a relevant passage"),
+    ):
+        peerqa_source(str(tmp_path)).load()
+
+
 def test_bad_input_says_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match="no path"):
         scifact_source(None).load()
@@ -83,6 +102,11 @@ def test_bad_input_says_what_is_wrong(tmp_path):
         scifact_source(
             write_table(tmp_path / "c.csv", [{**ROWS[0], "text": "b", "rationale": "[0, 0, 1]"}]), "sentence"
         ).load()
+    for rationale in ("[0, 1", "yes", "5"):
+        with pytest.raises(ValueError, match=r"row 1: the rationale must be a list of 0 and 1, got"):
+            scifact_source(
+                write_table(tmp_path / "f.csv", [{**ROWS[0], "rationale": rationale}]), unit="sentence"
+            ).load()
     with pytest.raises(ValueError, match="document or sentence, got 'word'"):
         scifact_source(write_table(tmp_path / "d.csv"), unit="word").load()
     with pytest.raises(ValueError, match="holds no question with a relevant passage"):

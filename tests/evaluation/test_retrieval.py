@@ -3,8 +3,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lightning_minillm.data import PassageSet, PlainTemplate, Question
+from lightning_minillm.data import PassageSet, PlainTemplate, Question, scifact_source
 from lightning_minillm.evaluation import RetrievalEvaluation, load_encoder
 from lightning_minillm.evaluation.retrieval import INSTRUCTION, retrieval_metrics
 from lightning_minillm.modules import CausalLMModule
@@ -134,3 +135,35 @@ def test_bad_input_says_what_to_do(tokenizer):
     evaluation = RetrievalEvaluation({"set": Passages()}, PlainTemplate(), max_length=18)
     with pytest.raises(ValueError, match=r"lower evaluation\.retrieval\.max_passage_length"):
         evaluation.prepare(tokenizer)
+
+
+def test_the_real_scifact_with_a_real_model(data_folder, run_all):
+    """Claims and abstracts as they are, with a tokenizer of word pieces."""
+    folder, file = data_folder / "models" / "stories260K", data_folder / "scifact" / "test.csv.gz"
+    if not folder.is_dir() or not file.is_file():
+        pytest.skip(f"no model at '{folder}' or no SciFact at '{file}'")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    module = CausalLMModule(AutoModelForCausalLM.from_pretrained(folder).eval(), tokenizer)
+    module.configure_model()
+    evaluation = RetrievalEvaluation(
+        {"scifact": scifact_source(str(file))},
+        PlainTemplate(),
+        num_questions=10,
+        num_candidates=4,
+        max_passage_length=64,
+        max_length=256,
+    )
+    evaluation.prepare(tokenizer)
+    records = run_all(evaluation, module)
+    assert [len(record["scores"]) for record in records] == [4] * 10
+    rows = evaluation.rows["scifact"].records
+    for row, score in enumerate(records[0]["scores"]):
+        prompt = PlainTemplate().format(rows[row].instruction, rows[row].input)
+        ids = tokenizer(prompt + rows[row].responses[0], add_special_tokens=False).input_ids
+        start = len(tokenizer(prompt, add_special_tokens=False).input_ids)
+        logprobs = module.student(torch.tensor([ids])).logits[0].detach().double().log_softmax(-1)
+        expected = sum(float(logprobs[place - 1, ids[place]]) for place in range(start, len(ids)))
+        assert score == pytest.approx(expected, abs=1e-3)
+    values = evaluation.findings(records).values
+    assert 25 <= values["mrr"][0] <= 100  # the last of four at worst
+    assert values["recall_at_1"][0] <= values["recall_at_5"][0] == 100
