@@ -16,6 +16,7 @@ from lightning_minillm.cli.build import build_trainer, prepare_data
 from lightning_minillm.cli.config import Config, build, run_command, to_plain
 from lightning_minillm.cli.models import NamedModel, digest_of, open_model
 from lightning_minillm.cli.results import Results
+from lightning_minillm.cli.tracking import tracked
 from lightning_minillm.data.cache import tokenizer_fingerprint
 from lightning_minillm.evaluation import Evaluation, EvaluationModule, record_files, run_evaluation
 from lightning_minillm.models import check_tokenizers
@@ -67,12 +68,15 @@ def evaluate(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     runs.start_run(folder, config)
     results, texts = Results(), Texts()
     module = None
-    while modules:
-        model, module = models[-len(modules)], modules.pop(0)  # a model that is done leaves the memory
-        for evaluation in evaluations[model.name]:
-            results.add(model.name, evaluation, run_evaluation(trainer, module, evaluation, _records(folder, model)))
-            rank_zero_only(_write_texts)(folder, model, evaluation, texts)
-    rank_zero_only(_report)(config, trainer.loggers, results, texts)
+    with tracked(trainer.loggers, folder, config):
+        while modules:
+            model, module = models[-len(modules)], modules.pop(0)  # a model that is done leaves the memory
+            for evaluation in evaluations[model.name]:
+                results.add(
+                    model.name, evaluation, run_evaluation(trainer, module, evaluation, _records(folder, model))
+                )
+                rank_zero_only(_write_texts)(folder, model, evaluation, texts)
+        rank_zero_only(_report)(config, trainer.loggers, results, texts)
     return results.models, {"config": config, "trainer": trainer, "module": module, "results": results}
 
 

@@ -123,6 +123,7 @@ def test_checkpoints_are_models(train_overrides, overrides, tmp_path):
 
 
 def test_report_goes_to_wandb(overrides, folders, tmp_path, monkeypatch):
+    import wandb
     from lightning.pytorch.loggers import WandbLogger
 
     logged = []
@@ -135,6 +136,7 @@ def test_report_goes_to_wandb(overrides, folders, tmp_path, monkeypatch):
     assert ("log_table", "evaluation/responses") in logged
     assert ("log_image", "pictures/rougeL_by_length") in logged
     assert any(entry[0] == "metrics" and "model/rougeL" in entry for entry in logged)
+    assert wandb.run is None  # or the next run of this process would become part of it
 
 
 def test_teacher_with_another_tokenizer_is_refused(overrides, folders, tmp_path, make_model, make_tokenizer):
