@@ -49,7 +49,7 @@ class ResumeCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self._random_states: list[dict[str, Any]] = []
-        self._postponed = False
+        self._postponed = self._after_validation = False
         self._between_epochs = False
         self._asked_to_stop = self._stopping = False
         self._handler_before: Any = None
@@ -95,25 +95,26 @@ class ResumeCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write the checkpoint if it is due, unless the epoch is about to end."""
+        """Write the checkpoint if it is due, unless the epoch is about to end or a validation follows.
+
+        A resumed run does not repeat a validation, so one that is killed in the middle has to go on from before.
+        """
         stepped = trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         self._stopping = stepped and self._any_rank_asked_to_stop(trainer)
         self._postponed = trainer.is_last_batch
-        if not self._postponed:
-            self._write(trainer, pl_module, stop=self._stopping)
+        loop = trainer.fit_loop
+        self._after_validation = not self._postponed and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+        if self._stopping or not self._after_validation:
+            self._after_validation = False
+            if not self._postponed:
+                self._write(trainer, pl_module, stop=self._stopping)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write again what was written at this step, before the validation that a resumed run does not repeat."""
+        """Write the checkpoint that fell due before the validation."""
         super().on_validation_end(trainer, pl_module)
-        if trainer.state.fn == TrainerFn.FITTING and self._last_global_step_saved == trainer.global_step > 0:
-            self._last_global_step_saved = 0  # else the base class takes the step for done
+        if self._after_validation and trainer.state.fn == TrainerFn.FITTING:
+            self._after_validation = False
             self._write(trainer, pl_module)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the checkpoint that fell due at the very last batch."""
-        if self._postponed:
-            self._write(trainer, pl_module)
-        super().on_train_end(trainer, pl_module)
 
     def _write(self, trainer: Trainer, module: LightningModule, stop: bool = False) -> None:
         """Write the checkpoint if it is due, or if the run is to stop here."""
