@@ -194,13 +194,13 @@ def _with_absolute_paths(cfg: DictConfig | Mapping[str, Any]) -> DictConfig:
     return copy
 
 
-def _until(stages: Mapping[str, Stage], last: str | None) -> list[Stage]:
-    """Return all stages, or the chosen one with those it needs."""
+def _until(stages: Mapping[str, Stage], last: str | Sequence[str] | None) -> list[Stage]:
+    """Return all stages, or the chosen ones with those they need."""
     if last is None:
         return list(stages.values())
-    if last not in stages:
-        raise ValueError(f"until names {last!r}, which is no stage; the stages are {', '.join(stages)}")
-    wanted = {last}
+    wanted = {last} if isinstance(last, str) else set(last)
+    for name in sorted(wanted - stages.keys()):
+        raise ValueError(f"until names {name!r}, which is no stage; the stages are {', '.join(stages)}")
     for name in reversed(stages):
         if name in wanted:
             wanted |= set(stages[name].needs)

@@ -119,6 +119,11 @@ def test_changed_data_reach_every_stage(copied):
     assert objects["ran"] == ["init"]
 
 
+def test_it_stops_after_the_chosen_stages_and_what_they_need(copied):
+    _, objects = run(copied, "redo=[teacher,init,sft,generate]", "until=[generate,init]")
+    assert objects["ran"] == ["teacher", "init", "generate"]
+
+
 def test_stopped_recipe_goes_on_where_it_was(copied, monkeypatch):
     import lightning_minillm.cli.train as module
 
@@ -156,6 +161,7 @@ def module_callback():
     [
         (["recipe=dolly_scratch"], "needs data.path=... and data.tokenizer=..."),
         (["until=nothing"], "until names 'nothing'"),
+        (["until=[init,nothing]"], "until names 'nothing'"),
         (["redo=[nothing]"], "redo names 'nothing'"),
         (["workers=0"], "workers must be auto or at least 1"),
         (["recipe.evaluate.models=[generate]"], "'generate', which is no training stage"),
