@@ -1,4 +1,4 @@
-"""Print ``constraints.txt``: the installed version of every package that the project needs, directly or not.
+"""Print ``constraints.txt``: the installed version of every package that the extra ``dev`` needs, directly or not.
 
 Run in an environment in which the tests passed: ``.venv/bin/python tools/freeze.py > constraints.txt``.
 A package whose installed version asks for a newer Python than the project does gets a marker.
@@ -54,6 +54,5 @@ def constraint(name: str) -> str:
 
 if __name__ == "__main__":
     print("# The versions that the tests ran with; written by tools/freeze.py.")
-    every_extra = frozenset(metadata.metadata(PROJECT).get_all("Provides-Extra") or ())
-    for package in sorted(closure(PROJECT, every_extra)):
+    for package in sorted(closure(PROJECT, frozenset({"dev"}))):
         print(constraint(package))

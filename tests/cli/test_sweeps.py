@@ -83,12 +83,8 @@ def test_sweep_that_stands_in_the_configuration_needs_no_flag(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("launcher", "package"),
-    [("joblib", "hydra_joblib_launcher"), ("submitit_local", "hydra_submitit_launcher")],
-)
-def test_launchers_run_jobs_in_processes_of_their_own(launcher, package, tmp_path):
-    pytest.importorskip(f"hydra_plugins.{package}")
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_launchers_run_jobs_in_processes_of_their_own(launcher, tmp_path):
     jobs = run_sweep(tmp_path, "-m", "loss.gamma=0.9,1.0", f"hydra/launcher={launcher}")
     assert [loss["gamma"] for loss in losses_of(jobs)] == [0.9, 1.0]
     assert all((job / "metrics.json").is_file() for job in jobs)
@@ -96,7 +92,6 @@ def test_launchers_run_jobs_in_processes_of_their_own(launcher, package, tmp_pat
 
 @pytest.mark.slow
 def test_optuna_searches_for_the_best_value_of_monitor(tmp_path):
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     jobs = run_sweep(tmp_path, "sweep=optuna", "hydra.sweeper.n_trials=2")
     values = [json.loads((job / "metrics.json").read_text())["best"]["value"] for job in jobs]
     best = yaml.safe_load((tmp_path / "sweep/optimization_results.yaml").read_text())
