@@ -1,0 +1,114 @@
+"""The folder of a reader who has everything that the pages name, at toy size."""
+
+import gzip
+import json
+import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from lightning_minillm.data import generate_corpus, generate_records
+from lightning_minillm.data.synthetic import SyntheticSizes, write_synthetic
+from lightning_minillm.models import load_tokenizer
+
+SIZES = SyntheticSizes(train=60, validation=6, test=6, corpus=40, references=2, vocab_size=400)
+# Folders of models; a folder of this name in the working directory comes before a model of the hub.
+MODELS = "gpt2 gpt2-xl FOLDER runs/teacher/student runs/init/student".split()
+
+
+@pytest.fixture(scope="session")
+def everything(tmp_path_factory, make_model):
+    """Data, models and texts under the names that the pages use."""
+    folder = tmp_path_factory.mktemp("reader")
+    write_synthetic(folder / "my_data", 0, SIZES)
+    tokenizer = load_tokenizer(folder / "my_data" / "tokenizer")
+    model = make_model("gpt2", vocab_size=len(tokenizer), n_positions=1024)
+    for name in MODELS:
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    write_dolly(folder / "dolly", folder / "my_data")
+    for name in ("self_inst.jsonl", "sni.jsonl"):
+        shutil.copy(folder / "my_data" / "test.jsonl", folder / name)
+    texts = [json.dumps({"text": text}) for text in generate_corpus(40)]
+    for name in ("corpus.jsonl", "openwebtext.jsonl"):
+        (folder / name).write_text("\n".join(texts), encoding="utf-8")
+    write_scifact(folder / "test.csv.gz")
+    write_peerqa(folder / "PEERQA_FOLDER")
+    return folder
+
+
+def write_dolly(folder, data):
+    folder.mkdir()
+    for source, names in {"train": ["train"], "validation": ["dev", "validation"], "test": ["valid", "test"]}.items():
+        for name in names:
+            shutil.copy(data / f"{source}.jsonl", folder / f"{name}.jsonl")
+    with gzip.open(folder / "train.jsonl.gz", "wb") as file:
+        file.write((data / "train.jsonl").read_bytes())
+
+
+def write_scifact(file):
+    rows = [(record.instruction, record.responses[0]) for record in generate_records("test", 6)]
+    lines = ["query,text,rationale"]
+    for query, text in rows:
+        text = text.replace('"', "").replace("\n", " ")
+        flags = json.dumps([1] * len(text.split(" ")))
+        lines.append(f'"{query}","{text}","{flags}"')
+    with gzip.open(file, "wt", encoding="utf-8") as out:
+        out.write("\n".join(lines) + "\n")
+
+
+def write_peerqa(folder):
+    folder.mkdir()
+    papers, questions = [], []
+    for number in range(3):
+        for place in range(4):
+            text = f"Sentence {place} of paper {number}."
+            papers.append({"paper_id": f"p{number}", "idx": place, "pidx": place // 2, "content": text})
+        questions.append(
+            {"paper_id": f"p{number}", "question": "Which?", "answer_evidence_mapped": [{"idx": [number]}]}
+        )
+    for name, rows in (("papers.jsonl", papers), ("qa.jsonl", questions)):
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture
+def reader(everything, tmp_path, monkeypatch):
+    """A copy of it as working directory."""
+    folder = tmp_path / "reader"
+    shutil.copytree(everything, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+class Judge(BaseHTTPRequestHandler):
+    """A chat endpoint that finds everything equally good."""
+
+    def do_GET(self):
+        self.reply({"data": []})
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.reply({"choices": [{"message": {"role": "assistant", "content": "A: 5, B: 5"}}], "usage": {}})
+
+    def reply(self, content):
+        body = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        """Say nothing."""
+
+
+@pytest.fixture
+def judge_url(monkeypatch):
+    """Where a judge listens."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with HTTPServer(("127.0.0.1", 0), Judge) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
+        thread.join()

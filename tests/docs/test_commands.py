@@ -1,0 +1,178 @@
+"""Every command of the README and the documentation composes as it stands, and runs at toy size.
+
+What a command names (data, models, runs) lies in the ``reader`` folder; commands of one page run one after the other,
+each with overrides behind it that make it small.
+"""
+
+import importlib
+import importlib.util
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from lightning_minillm.cli import recipe
+from lightning_minillm.cli.compare import translate_paths
+from lightning_minillm.cli.config import compose_config, quote_numbers, to_plain
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# What stands for the reader's own, and what it is taken for here. Other words are taken as they are.
+PLACEHOLDERS = {"$PWD": ".", "$NODE": "0", "$HOST": "localhost"}
+# A word that stands for more overrides: what it leaves out is not asked for.
+MORE = "..."
+# minillm-plan's short names (see its main).
+SHORT = {"student=": "student_path=", "teacher=": "teacher_path=", "devices=": "num_devices="}
+# Commands that need files of the reader's own folder, or a package that the tests do without; what tests them instead.
+RUN_ELSEWHERE = {"hydra.searchpath": "tests/test_extending.py"}
+if importlib.util.find_spec("sentence_transformers") is None:
+    RUN_ELSEWHERE["load_encoder"] = "tests/evaluation/test_retrieval.py"
+FLAGS = {"--cfg": 1, "-m": 0, "--multirun": 0, "--help": 0}
+SMALL_TRAINING = """batch_size=2 micro_batch_size=null eval_batch_size=6 max_steps=2 eval_every=2 checkpoint_every=2
+validation.sampling.max_new_tokens=4 trainer.accelerator=cpu logger=csv callbacks.progress=null""".split()
+SMALL_PHASES = "module.num_rollouts=4 module.rollout_batch_size=4 module.sampling.max_new_tokens=4".split()
+SMALL_EVALUATION = "seeds=[10] eval_batch_size=6 sampling.max_new_tokens=4 trainer.accelerator=cpu".split()
+SMALL_GENERATION = "batch_size=20 sampling.max_new_tokens=4 device=cpu keep_unfinished=true".split()
+SIZES = "{train: 60, validation: 6, test: 6, corpus: 40, vocab_size: 300}"
+
+
+def commands_of(text):
+    """Yield each of our commands in the fenced shell blocks of a page, as a list of words."""
+    for language, block in re.findall(r"^```(.*)\n((?s:.*?))^```", text, flags=re.MULTILINE):
+        if language not in ("", "bash", "sh", "shell"):
+            continue
+        for line in block.replace("\\\n", " ").splitlines():
+            if "minillm" not in line:  # the output of a command need not be shell
+                continue
+            yield from commands_in(shlex.split(line, comments=True))
+
+
+def commands_in(words):
+    for place, word in enumerate(words):
+        if re.fullmatch(r"minillm-\w+", word):
+            yield words[place:]
+            return
+        if word.startswith("lightning_minillm.cli."):
+            yield [f"minillm-{word.rpartition('.')[2]}", *words[place + 1 :]]
+            return
+        if "minillm-" in word and " " in word:  # a command inside another one's argument
+            yield from commands_in(shlex.split(word))
+
+
+COMMANDS = [
+    pytest.param(words, id=f"{page.name}: {shlex.join(words)[:90]}")
+    for page in PAGES
+    for words in commands_of(page.read_text(encoding="utf-8"))
+]
+
+
+def overrides_of(words):
+    """Return a command's overrides without flags, and whether it sweeps."""
+    kept, flags, left = [], [], iter(words)
+    for word in left:
+        if word in FLAGS:
+            flags.append(word)
+            for _ in range(FLAGS[word]):
+                next(left)
+        elif word != MORE:
+            for placeholder, value in PLACEHOLDERS.items():
+                word = word.replace(placeholder, value)
+            kept.append(word)
+    return kept, bool({"-m", "--multirun"} & set(flags)) or any(word.startswith("sweep=") for word in kept)
+
+
+def jobs_of(overrides, sweeps):
+    if not sweeps:
+        return [overrides]
+    # A sweep's file names the values that are swept over: the command composes without them, too.
+    given = [word for word in overrides if not word.startswith(("sweep=", "+sweep=", "hydra/"))]
+    parsed = OverridesParser.create().parse_overrides(quote_numbers(given))
+    return BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+
+
+def test_there_are_commands_on_the_pages():
+    assert len(COMMANDS) > 20
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_command_composes(words):
+    name = words[0].removeprefix("minillm-")
+    keys = importlib.import_module(f"lightning_minillm.cli.{name}").KEYS
+    overrides, sweeps = overrides_of(words[1:])
+    if any(word.startswith("hydra.searchpath") for word in overrides):
+        pytest.skip("its files are in the guide; tests/test_extending.py runs it")
+    if name == "compare":
+        overrides = translate_paths(overrides)
+    if name == "plan":
+        overrides = [next((SHORT[s] + w.removeprefix(s) for s in SHORT if w.startswith(s)), w) for w in overrides]
+    for job in jobs_of(overrides, sweeps):
+        cfg = compose_config(name, job)
+        if MORE not in words:
+            config = to_plain(cfg, keys)
+            if name == "recipe" and "train_extra" in " ".join(words):
+                recipe.plan(to_plain(recipe._with_absolute_paths(cfg), keys), shown_progress=True)
+            assert set(config) <= set(keys)
+
+
+# --- running --------------------------------------------------------------------------------------------------------
+
+
+def small(name, words):
+    """Return what makes a command small, to be put behind its words."""
+    composed = compose_config(name, jobs_of(*overrides_of(words))[0])
+    if name == "train":
+        return [*SMALL_TRAINING, *(SMALL_PHASES if "num_rollouts" in composed.module else [])]
+    if name == "recipe":
+        return small_recipe(composed.recipe)
+    sizes = [f"data.prepare.sizes={SIZES}"] if "data" in composed and "prepare" in composed.data else []
+    return {"evaluate": [*SMALL_EVALUATION, *sizes], "generate": SMALL_GENERATION}.get(name, [])
+
+
+def small_recipe(node):
+    phases = [name for name, stage in node.stages.items() if "module.num_rollouts" in str(stage.overrides)]
+    return [
+        f"recipe.train_extra={[*SMALL_TRAINING, 'devices=1', 'trainer.precision=32-true']}",
+        *(f"recipe.stages.{name}.extra={SMALL_PHASES}" for name in {"minillm", *phases}),
+        f"recipe.stages.generate.extra={SMALL_GENERATION}",
+        f"recipe.evaluate.overrides={SMALL_EVALUATION[1:]}",
+        "recipe.evaluate.seeds=[10]",
+        *([f"recipe.extra=['data.prepare.sizes={SIZES}']"] if "data=synthetic" in node.common else []),
+    ]
+
+
+def run(words, number):
+    """Run one command of a page in the working directory, in this process unless it sweeps or starts others."""
+    name, given = words[0].removeprefix("minillm-"), words[1:]
+    if name == "compare":
+        given = translate_paths(given)
+    if name == "plan":
+        given = [next((SHORT[s] + w.removeprefix(s) for s in SHORT if w.startswith(s)), w) for w in given]
+    for word in given:
+        if word.startswith("output_dir=runs/"):
+            shutil.rmtree(word.removeprefix("output_dir="), ignore_errors=True)
+    if any(word.startswith(("-", "sweep=", "devices=")) for word in given) and name != "plan":
+        module = f"lightning_minillm.cli.{name}"
+        extra = [] if "--cfg" in given else small(name, given)
+        done = subprocess.run([sys.executable, "-m", module, *given, *extra], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return
+    command = getattr(importlib.import_module(f"lightning_minillm.cli.{name}"), name)
+    folder = [] if name == "recipe" or "output_dir=" in shlex.join(given) else [f"output_dir=outputs/{number}"]
+    assert command(compose_config(name, [*given, *small(name, given), *folder]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_a_page_run(page, reader, judge_url, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    commands = list(commands_of(page.read_text(encoding="utf-8")))
+    for number, words in enumerate(commands):
+        if MORE in words or any(key in word for word in words for key in RUN_ELSEWHERE):
+            continue
+        run([word.replace("http://localhost:8000/v1", judge_url) for word in words], number)
