@@ -37,7 +37,7 @@ class DivergenceEvaluation(TeacherComparison):
 
     def step(self, module: CausalLMModule, items: Sequence[int]) -> list[Record]:
         """Let both models respond, and compare them on three texts: nats summed over its tokens, and their number."""
-        name, rows = self.items.find(items)
+        _, name, rows = self.find(items)
         batch = self.data[name].evaluation_batch(rows).to(module.device)
         texts = (
             self.student_text(module, batch.prompts),

@@ -56,7 +56,7 @@ class ExposureBiasEvaluation(TeacherComparison):
 
     def step(self, module: CausalLMModule, items: Sequence[int]) -> list[Record]:
         """Let both models respond, and compare them on either text; a list of nats a token of each."""
-        name, rows = self.items.find(items)
+        _, name, rows = self.find(items)
         prompts = self.data[name].prompt_batch(rows).to(module.device)
         function = {"kl": forward_kl}
         student = self.divergences(module, self.student_text(module, prompts), function)["kl"]

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 from rich.progress import Progress
 
-from lightning_minillm.data.cache import fingerprint
 from lightning_minillm.data.instructions import iterate_rows
-from lightning_minillm.evaluation.base import Evaluation, Findings, Picture, Record
-from lightning_minillm.evaluation.data_sets import batches_by_length, encode_source
-from lightning_minillm.evaluation.items import ItemNumbers, metric_name
+from lightning_minillm.evaluation.base import Findings, Record
+from lightning_minillm.evaluation.items import metric_name
 from lightning_minillm.evaluation.judge_prompts import ask_for_scores, ask_for_verdict
 from lightning_minillm.evaluation.judge_rows import MEASURES, Mode, judge_row, summarise_rows
+from lightning_minillm.evaluation.prompted import PromptedEvaluation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from lightning_minillm.data import EncodedInstructions, PromptTemplate
+    from lightning_minillm.data import PromptTemplate
     from lightning_minillm.data.datamodule import RecordSource
     from lightning_minillm.evaluation.judge_answers import Answers
     from lightning_minillm.evaluation.judge_client import ChatClient
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
     from lightning_minillm.rollout import SamplingConfig
 
 
-class JudgeEvaluation(Evaluation):
+class JudgeEvaluation(PromptedEvaluation):
     """Samples a response to every prompt and has a chat model judge it.
 
     Responses are sampled on all ranks; the first one asks the judge, after all are there. Answers are kept in the
@@ -60,7 +58,6 @@ class JudgeEvaluation(Evaluation):
     """
 
     name = "judge"
-    pictures: Mapping[str, Picture] = {}
 
     def __init__(
         self,
@@ -78,29 +75,24 @@ class JudgeEvaluation(Evaluation):
         seed: int = 10,
         cache_dir: str | None = None,
     ) -> None:
-        if not sources:
-            raise ValueError("judge has no data set to respond to: name at least one")
         if mode not in ("score", "pairwise"):
             raise ValueError(f"mode must be score or pairwise, got {mode!r}")
-        if sampling.teacher_mix_alpha != 0:
-            raise ValueError("judge samples the student alone: set teacher_mix_alpha=0")
-        self.sources = dict(sources)
-        self.template = template
-        self.sampling = sampling
+        self.measures_of_a_set = MEASURES[mode]
+        super().__init__(
+            sources,
+            template,
+            sampling,
+            max_length=max_length,
+            max_prompt_length=max_prompt_length,
+            batch_size=batch_size,
+            seeds=[seed],
+            cache_dir=cache_dir,
+        )
         self.client = client
         self.mode = mode
         self.baseline = _by_data_set(baseline, self.sources) if mode == "pairwise" else {}
         self.swap_order = swap_order
-        self.lengths = {"max_length": max_length, "max_prompt_length": max_prompt_length}
-        self.batch_size = batch_size
-        self.seed = seed
-        self.cache_dir = cache_dir
-        self.data: dict[str, EncodedInstructions] = {}
         self.opponents: dict[str, dict[str, str]] = {}
-        self.items = ItemNumbers({})
-        self.measures = {
-            metric_name(key, name, sources): measure for name in sources for key, measure in MEASURES[mode].items()
-        }
 
     # --- before any model -------------------------------------------------------------------------------------------
 
@@ -112,13 +104,10 @@ class JudgeEvaluation(Evaluation):
                 a response to a prompt.
         """
         self.client.check()
-        for name, source in self.sources.items():
-            data = encode_source(name, source, tokenizer, self.template, cache_dir=self.cache_dir, **self.lengths)
-            self.data[name] = data
-            if self.mode == "pairwise":
-                self.opponents[name] = _read_responses(self.baseline[name])
-                self._check_opponent(name)
-        self.items = ItemNumbers({name: len(data) for name, data in self.data.items()})
+        super().prepare(tokenizer)
+        for name in self.baseline:
+            self.opponents[name] = _read_responses(self.baseline[name])
+            self._check_opponent(name)
 
     def _check_opponent(self, name: str) -> None:
         prompts = self.data[name].evaluation_batch(range(len(self.data[name]))).prompt_texts
@@ -129,38 +118,13 @@ class JudgeEvaluation(Evaluation):
                 f" prompts of data set '{name}', such as {missing[0][:80]!r}: evaluate the baseline on the same data"
             )
 
-    def batches(self) -> list[list[int]]:
-        """Return each data set's rows in batches of prompts of like length."""
-        return [
-            self.items.number(name, rows)
-            for name, data in self.data.items()
-            for rows in batches_by_length(data, self.batch_size)
-        ]
-
-    def identity(self) -> dict[str, Any]:
-        """Return what decides the responses; the judge may be changed, and the responses stay."""
-        texts = (
-            text
-            for name, data in self.data.items()
-            for record in data.records
-            for text in (name, self.template.format(record.instruction, record.input), record.responses[0])
-        )
-        return {
-            "name": self.name,
-            "seed": self.seed,
-            "sampling": asdict(self.sampling),
-            "batch_size": self.batch_size,
-            **self.lengths,
-            "data": fingerprint("evaluation", {}, texts),
-        }
-
     # --- with a model -----------------------------------------------------------------------------------------------
 
     def step(self, module: CausalLMModule, items: Sequence[int]) -> list[Record]:
         """Sample a batch of responses."""
-        name, rows = self.items.find(items)
+        place, name, rows = self.find(items)
         batch = self.data[name].evaluation_batch(rows).to(module.device)
-        responses = module.decode(module.sampler(self.sampling).sample(batch.prompts, seed=self.seed))
+        responses = module.decode(module.sampler(self.sampling).sample(batch.prompts, seed=self.seeds[place]))
         return [
             {
                 "item": items[row],

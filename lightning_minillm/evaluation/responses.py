@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lightning_minillm.data.cache import fingerprint
-from lightning_minillm.evaluation.base import Curve, Evaluation, Findings, Measure, Picture, Record
-from lightning_minillm.evaluation.data_sets import batches_by_length, encode_source
+from lightning_minillm.evaluation.base import Curve, Findings, Measure, Picture, Record
+from lightning_minillm.evaluation.items import metric_name
+from lightning_minillm.evaluation.prompted import PromptedEvaluation
 from lightning_minillm.functional.divergences import reverse_kl
 from lightning_minillm.functional.logprobs import TokenStates, chunk_bounds, target_logprobs
 from lightning_minillm.losses.chunking import tokens_per_chunk
@@ -26,12 +26,13 @@ from lightning_minillm.rollout.scoring import rollout_sequences
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from lightning_minillm.data import EncodedInstructions, PromptTemplate
+    from lightning_minillm.data import PromptTemplate
     from lightning_minillm.data.datamodule import RecordSource
     from lightning_minillm.modules import CausalLMModule
     from lightning_minillm.rollout import SamplingConfig
     from lightning_minillm.types import RolloutBatch, TokenBatch
 
+BUCKETS = RougeLByLength().names
 MEASURES = {
     "rougeL": Measure("Rouge-L", 2, True),
     "exact_match": Measure("exact match %", 1, True),
@@ -40,11 +41,20 @@ MEASURES = {
     "loss": Measure("loss", 3, False),
     "repetition": Measure("repeated 4-grams %", 1, False),
     "dist4": Measure("distinct 4-grams %", 1, True),
+    **{f"rougeL_{name}": Measure(f"Rouge-L, {name} tokens", 2, True) for name in BUCKETS},
 }
-BUCKETS = RougeLByLength().names
+PICTURES = {
+    "rougeL_by_length": Picture(
+        title="Rouge-L by length of the reference",
+        x_label="tokens of the reference",
+        y_label="Rouge-L",
+        kind="bars",
+        x_ticks=BUCKETS,
+    )
+}
 
 
-class Responses(Evaluation):
+class Responses(PromptedEvaluation):
     """Samples a response to every prompt for every seed.
 
     Args:
@@ -63,6 +73,8 @@ class Responses(Evaluation):
     """
 
     name = "responses"
+    measures_of_a_set = MEASURES
+    pictures_of_a_set = PICTURES
 
     def __init__(
         self,
@@ -76,93 +88,33 @@ class Responses(Evaluation):
         seeds: Sequence[int] = (10, 20, 30, 40, 50),
         cache_dir: str | None = None,
     ) -> None:
-        if not sources:
-            raise ValueError("there is no data set to respond to: name at least one")
-        if not seeds or len(set(seeds)) < len(seeds):
-            raise ValueError(
-                f"seeds is empty or names one twice; give sampling seeds such as [10, 20], got {list(seeds)}"
-            )
-        if sampling.teacher_mix_alpha != 0:
-            raise ValueError("evaluation samples the student alone: set teacher_mix_alpha=0")
-        self.sources = dict(sources)
-        self.template = template
-        self.sampling = sampling
-        self.lengths = {"max_length": max_length, "max_prompt_length": max_prompt_length}
-        self.batch_size = batch_size
-        self.seeds = tuple(seeds)
-        self.cache_dir = cache_dir
-        self.data: dict[str, EncodedInstructions] = {}
-        self.reference_lengths: dict[str, list[int]] = {}
-        self.measures: dict[str, Measure] = {}
-        self.pictures: dict[str, Picture] = {}
-        for data_set in self.sources:
-            self._describe(data_set)
-
-    def _describe(self, data_set: str) -> None:
-        """Name the metrics and the picture of a data set."""
-        key, head = self._names(data_set)
-        buckets = {f"rougeL_{name}": Measure(f"Rouge-L, {name} tokens", 2, True) for name in BUCKETS}
-        self.measures |= {key(name): measure for name, measure in (MEASURES | buckets).items()}
-        self.pictures[key("rougeL_by_length")] = Picture(
-            title=f"{head}Rouge-L by length of the reference",
-            x_label="tokens of the reference",
-            y_label="Rouge-L",
-            kind="bars",
-            x_ticks=BUCKETS,
+        super().__init__(
+            sources,
+            template,
+            sampling,
+            max_length=max_length,
+            max_prompt_length=max_prompt_length,
+            batch_size=batch_size,
+            seeds=seeds,
+            cache_dir=cache_dir,
         )
-
-    def _names(self, data_set: str) -> tuple[Any, str]:
-        """Return how a data set's metrics are called, and the beginning of its titles."""
-        if len(self.sources) == 1:
-            return (lambda name: name), ""
-        return (lambda name: f"{data_set}/{name}"), f"{data_set}: "
+        self.reference_lengths: dict[str, list[int]] = {}
 
     # --- before any model -------------------------------------------------------------------------------------------
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Read and tokenise the data sets."""
-        for name, source in self.sources.items():
-            data = encode_source(name, source, tokenizer, self.template, cache_dir=self.cache_dir, **self.lengths)
+        super().prepare(tokenizer)
+        for name, data in self.data.items():
             references = [record.responses[0] for record in data.records]
             ids = tokenizer(references, add_special_tokens=False, verbose=False).input_ids
-            self.data[name], self.reference_lengths[name] = data, [len(row) for row in ids]
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of all data sets together: what one seed asks for."""
-        return sum(map(len, self.data.values()))
-
-    def batches(self) -> list[list[int]]:
-        """Return, seed after seed, each data set's rows in batches of prompts of like length."""
-        of_a_seed, start = [], 0
-        for data in self.data.values():
-            of_a_seed += [[start + row for row in rows] for rows in batches_by_length(data, self.batch_size)]
-            start += len(data)
-        count = self.num_rows
-        return [[place * count + row for row in rows] for place in range(len(self.seeds)) for rows in of_a_seed]
-
-    def identity(self) -> dict[str, Any]:
-        """Return seeds, sampling and a digest of prompts and references."""
-        texts = (
-            text
-            for name, data in self.data.items()
-            for record in data.records
-            for text in (name, self.template.format(record.instruction, record.input), *record.responses)
-        )
-        return {
-            "name": self.name,
-            "seeds": list(self.seeds),
-            "sampling": asdict(self.sampling),
-            "batch_size": self.batch_size,
-            **self.lengths,
-            "data": fingerprint("evaluation", {}, texts),
-        }
+            self.reference_lengths[name] = [len(row) for row in ids]
 
     # --- with a model -----------------------------------------------------------------------------------------------
 
     def step(self, module: CausalLMModule, items: Sequence[int]) -> list[Record]:
         """Sample a batch of responses and score them; with the first seed, also the references."""
-        place, name, rows = self._find(items)
+        place, name, rows = self.find(items)
         batch = self.data[name].evaluation_batch(rows).to(module.device)
         rollouts = module.sampler(self.sampling).sample(batch.prompts, seed=self.seeds[place])
         columns: dict[str, list[Any]] = {"response_tokens": rollouts.lengths.tolist()}
@@ -189,16 +141,6 @@ class Responses(Evaluation):
             records.append(record | {key: values[row] for key, values in columns.items()})
         return records
 
-    def _find(self, items: Sequence[int]) -> tuple[int, str, list[int]]:
-        """Return which seed, data set and rows the items of a batch are."""
-        place, start = items[0] // self.num_rows, 0
-        rows = [item - place * self.num_rows for item in items]
-        for name, data in self.data.items():
-            if rows[0] < start + len(data):
-                return place, name, [row - start for row in rows]
-            start += len(data)
-        raise IndexError(f"items must lie in [0, {len(self.seeds) * self.num_rows}), got {items[0]}")
-
     def _reverse_kl(self, module: CausalLMModule, rollouts: RolloutBatch) -> list[float]:
         """Return KL(student || teacher) summed over the tokens of each response."""
         batch = rollout_sequences(rollouts)
@@ -213,7 +155,7 @@ class Responses(Evaluation):
         values: dict[str, list[float]] = {}
         curves = {}
         for name in self.sources:
-            key, _ = self._names(name)
+            key = partial(metric_name, data_set=name, data_sets=self.sources)
             own = [record for record in records if record["data_set"] == name]
             loss = _mean_loss(own)
             for seed in self.seeds:

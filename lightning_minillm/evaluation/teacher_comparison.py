@@ -6,25 +6,19 @@ Legend: B rows, N target tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lightning_minillm.data.cache import fingerprint
-from lightning_minillm.evaluation.base import Evaluation, Measure, Picture
-from lightning_minillm.evaluation.data_sets import batches_by_length, encode_source
-from lightning_minillm.evaluation.items import ItemNumbers, metric_name, picture_title
+from lightning_minillm.evaluation.prompted import PromptedEvaluation
 from lightning_minillm.functional.logprobs import TokenStates, chunk_bounds
 from lightning_minillm.losses.chunking import tokens_per_chunk
 from lightning_minillm.rollout import MixtureSampler
 from lightning_minillm.rollout.scoring import rollout_sequences
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from lightning_minillm.data import EncodedInstructions, PromptTemplate
+    from lightning_minillm.data import PromptTemplate
     from lightning_minillm.data.datamodule import RecordSource
     from lightning_minillm.modules import CausalLMModule
     from lightning_minillm.rollout import SamplingConfig
@@ -34,7 +28,7 @@ LogitDivergence = Callable[[Tensor, Tensor], Tensor]
 """Maps student and teacher logits ``[n, V]`` to ``[n]``."""
 
 
-class TeacherComparison(Evaluation):
+class TeacherComparison(PromptedEvaluation):
     """Reads prompts, and lets student and teacher respond to each.
 
     Both are sampled with the same random numbers, so that a student that equals its teacher says the same, and chance
@@ -57,10 +51,6 @@ class TeacherComparison(Evaluation):
     """
 
     needs_teacher = True
-    measures_of_a_set: ClassVar[Mapping[str, Measure]]
-    """How the metrics of one data set are shown."""
-    pictures_of_a_set: ClassVar[Mapping[str, Picture]] = {}
-    """The pictures of one data set."""
 
     def __init__(
         self,
@@ -74,62 +64,17 @@ class TeacherComparison(Evaluation):
         seed: int = 10,
         cache_dir: str | None = None,
     ) -> None:
-        if not sources:
-            raise ValueError(f"{self.name} has no data set to respond to: name at least one")
-        if sampling.teacher_mix_alpha != 0:
-            raise ValueError(f"{self.name} samples student and teacher apart: set teacher_mix_alpha=0")
-        self.sources = dict(sources)
-        self.template = template
-        self.sampling = sampling
-        self.lengths = {"max_length": max_length, "max_prompt_length": max_prompt_length}
-        self.batch_size = batch_size
-        self.seed = seed
-        self.cache_dir = cache_dir
-        self.data: dict[str, EncodedInstructions] = {}
-        self.items = ItemNumbers({})
-        self.measures = {
-            metric_name(key, name, sources): measure
-            for name in sources
-            for key, measure in self.measures_of_a_set.items()
-        }
-        self.pictures = {
-            metric_name(key, name, sources): replace(picture, title=picture_title(picture.title, name, sources))
-            for name in sources
-            for key, picture in self.pictures_of_a_set.items()
-        }
-
-    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Read and tokenise the data sets."""
-        for name, source in self.sources.items():
-            self.data[name] = encode_source(
-                name, source, tokenizer, self.template, cache_dir=self.cache_dir, **self.lengths
-            )
-        self.items = ItemNumbers({name: len(data) for name, data in self.data.items()})
-
-    def batches(self) -> list[list[int]]:
-        """Return each data set's rows in batches of prompts of like length."""
-        return [
-            self.items.number(name, rows)
-            for name, data in self.data.items()
-            for rows in batches_by_length(data, self.batch_size)
-        ]
-
-    def identity(self) -> dict[str, Any]:
-        """Return seed, sampling and a digest of prompts and references."""
-        texts = (
-            text
-            for name, data in self.data.items()
-            for record in data.records
-            for text in (name, self.template.format(record.instruction, record.input), record.responses[0])
+        super().__init__(
+            sources,
+            template,
+            sampling,
+            max_length=max_length,
+            max_prompt_length=max_prompt_length,
+            batch_size=batch_size,
+            seeds=[seed],
+            cache_dir=cache_dir,
         )
-        return {
-            "name": self.name,
-            "seed": self.seed,
-            "sampling": asdict(self.sampling),
-            "batch_size": self.batch_size,
-            **self.lengths,
-            "data": fingerprint("evaluation", {}, texts),
-        }
+        self.seed = seed
 
     def student_text(self, module: CausalLMModule, prompts: PromptBatch) -> TokenBatch:
         """Return the prompts with responses that the student wrote, which are the targets."""
