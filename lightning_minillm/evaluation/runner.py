@@ -5,9 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 import torchmetrics.metric
 
 from lightning_minillm.evaluation.base import Evaluation, Findings
@@ -16,6 +18,9 @@ from lightning_minillm.evaluation.records import RecordFiles
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
+
+LONGEST_WAIT = timedelta(days=7)
+"""For the findings of the first rank."""
 
 
 def record_files(folder: str | Path, evaluation: Evaluation) -> RecordFiles:
@@ -50,11 +55,27 @@ def run_evaluation(trainer: Trainer, module: EvaluationModule, evaluation: Evalu
         trainer.test(module, verbose=False)
     trainer.strategy.barrier("records")
     findings = None
-    if trainer.is_global_zero:
-        with _metrics_alone():
-            findings = evaluation.findings(files.read())
+    with _patience():
+        if trainer.is_global_zero:
+            with _metrics_alone():
+                findings = evaluation.findings(files.read())
     shared: Findings = trainer.strategy.broadcast(findings)
     return shared
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Have the ranks wait for each other at the end, however long one takes: a judge may answer for hours.
+
+    The process group of the strategy gives up after minutes (10 with NCCL).
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        yield
+        return
+    group = torch.distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
+    yield
+    torch.distributed.barrier(group)
+    torch.distributed.destroy_process_group(group)
 
 
 @contextmanager

@@ -2,13 +2,16 @@
 
 import logging
 import runpy
+import time
 import warnings
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from lightning_minillm.data import InstructionRecord, PlainTemplate
 from lightning_minillm.evaluation import EvaluationModule, Responses, record_files, run_evaluation
@@ -18,6 +21,7 @@ from lightning_minillm.rollout import SamplingConfig
 from lightning_minillm.strategies import ShardedStrategy
 
 TESTS = Path(__file__).resolve().parents[1]
+GROUP_SECONDS = 4
 TINY = runpy.run_path(str(TESTS / "conftest.py"), run_name="tiny")
 
 
@@ -46,14 +50,28 @@ class Stopped(Responses):
         return super().step(module, items)
 
 
-def measure(folder, *, strategy="auto", stop_before=None, temperature=1.0, options=None):
+class Slow(Responses):
+    """Takes longer to think than the process group waits."""
+
+    def findings(self, records):
+        time.sleep(3 * GROUP_SECONDS)
+        return super().findings(records)
+
+
+def measure_slowly(folder):
+    """Evaluate on ranks that give up on each other after ``GROUP_SECONDS``."""
+    _set_pg_timeout(timedelta(seconds=GROUP_SECONDS), torch.distributed.group.WORLD)
+    return measure(folder, strategy="ddp", kind=Slow)
+
+
+def measure(folder, *, strategy="auto", stop_before=None, temperature=1.0, options=None, kind=Stopped):
     """Evaluate a tiny model on as many ranks as there are; return values, curves and records."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     tokenizer = TINY["build_word_tokenizer"]()
     sampling = SamplingConfig(max_new_tokens=5, teacher_mix_alpha=0.0, temperature=temperature)
     lengths = {"max_length": 24, "max_prompt_length": 12}
-    evaluation = Stopped({"test": Records()}, PlainTemplate(), sampling, batch_size=4, seeds=(1, 2), **lengths)
+    evaluation = kind({"test": Records()}, PlainTemplate(), sampling, batch_size=4, seeds=(1, 2), **lengths)
     evaluation.stop_before = stop_before
     evaluation.prepare(tokenizer)
     module = EvaluationModule(
@@ -129,6 +147,12 @@ def test_two_ranks_stop_and_one_goes_on(run_ranks, plain, tmp_path):
         run_ranks(measure, 2, folder=tmp_path, strategy="ddp", stop_before=1)
     assert 0 < len(RecordFiles(tmp_path / "responses").read()) <= 8
     assert_same(measure(tmp_path), plain, tolerance=1e-4)
+
+
+@pytest.mark.slow
+def test_ranks_wait_for_findings_that_take_long(run_ranks, plain, tmp_path):
+    for result in run_ranks(measure_slowly, 2, folder=tmp_path):
+        assert_same(result, plain, tolerance=1e-4)
 
 
 def test_half_a_line_is_cut_off(plain, tmp_path):
