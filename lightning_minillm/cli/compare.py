@@ -154,7 +154,9 @@ def _write(config: Config, models: Sequence[Model], columns: Sequence[Column], t
     folder = Path(config["output_dir"])
     folder.mkdir(parents=True, exist_ok=True)
     curves = {metric: {model.name: _curve(model, metric) for model in models} for metric in config["curves"]}
-    plots.plot_curves(curves, folder / "curves.png", [model.name for model in models])
+    later = any(entry.starts_at for model in models for entry in model.entries)
+    x_label = plots.STEPS_FROM_INITIAL if later else plots.STEPS
+    plots.plot_curves(curves, folder / "curves.png", [model.name for model in models], x_label)
     plots.plot_bars({model.name: model.summary for model in models}, folder / "bars.png")
     everything = [column_of(models, key) for key in dict.fromkeys(key for model in models for key in model.summary)]
     runs.write_text(folder / "compare.tex", table.to_latex())

@@ -11,6 +11,9 @@ from lightning_minillm.cli.report import COLUMNS, Summary
 
 Curve = list[tuple[int, float]]
 """(optimiser step, value)"""
+STEPS = "optimiser steps"
+STEPS_FROM_INITIAL = f"{STEPS} (initial SFT included)"
+"""Where some curves begin at the last step of the initial student."""
 
 
 def read_curve(folder: Path, metric: str) -> Curve:
@@ -43,13 +46,16 @@ def colours(models: Iterable[str]) -> dict[str, str]:
     return {model: f"C{place}" for place, model in enumerate(models)}
 
 
-def plot_curves(curves: Mapping[str, Mapping[str, Curve]], file: Path, models: Sequence[str]) -> None:
+def plot_curves(
+    curves: Mapping[str, Mapping[str, Curve]], file: Path, models: Sequence[str], x_label: str = STEPS
+) -> None:
     """Draw learning curves, one panel a metric.
 
     Args:
         curves: ``{metric: {model: curve}}``; steps already count from each student's first.
         file: a PNG file.
         models: those that the bars show, in their order, so that both pictures use the same colours.
+        x_label: :data:`STEPS`, or :data:`STEPS_FROM_INITIAL`.
     """
     palette = colours(dict.fromkeys([*models, *(model for lines in curves.values() for model in lines)]))
     shown = {metric: lines for metric, lines in curves.items() if any(lines.values())}
@@ -60,7 +66,7 @@ def plot_curves(curves: Mapping[str, Mapping[str, Curve]], file: Path, models: S
         for model, curve in lines.items():
             if curve:
                 axis.plot(*zip(*curve, strict=True), label=model, color=palette[model], marker=".", markersize=4)
-        axis.set(xlabel="optimiser steps (initial SFT included)", title=metric)
+        axis.set(xlabel=x_label, title=metric)
         axis.grid(alpha=0.3)
     panels[0].legend()
     save_figure(figure, file)

@@ -49,7 +49,7 @@ def report_recipe(config: Config, stages: Mapping[str, Stage], console: Console)
     runs.write_text(folder / "table.md", report.markdown_table(results.models))
     runs.write_text(folder / "samples.md", report.side_by_side(responses))
     curves = {metric: _curves(config, stages, metric) for metric in CURVES}
-    plots.plot_curves(curves, folder / "curves.png", models=list(results.models))
+    plots.plot_curves(curves, folder / "curves.png", list(results.models), plots.STEPS_FROM_INITIAL)
     plots.plot_bars(results.models, folder / "bars.png")
     title = f"{node['name']}: test split, seed {config['seed']}"
     facts = {

@@ -127,10 +127,15 @@ def test_every_file_is_written(tmp_path, capsys):
 
 def test_curves_are_means_over_seeds_and_begin_where_the_student_did(tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr(module.plots, "plot_curves", lambda curves, file, models: drawn.update(curves, models=models))
+    monkeypatch.setattr(
+        module.plots,
+        "plot_curves",
+        lambda curves, file, models, label: drawn.update(curves, models=models, label=label),
+    )
     run(tmp_path, *(make_recipe(tmp_path / "r", seed) for seed in (0, 2)))
     assert drawn["val/rougeL"] == {"teacher": [], "SFT": [(10, 2.0), (20, 3.0)], "MiniLLM": [(40, 4.0)]}
     assert drawn["models"] == ["teacher", "SFT", "MiniLLM"]  # those of the bars, for the same colours
+    assert drawn["label"] == module.plots.STEPS_FROM_INITIAL
 
 
 def test_models_that_answer_alike_get_no_star(tmp_path):

@@ -45,4 +45,5 @@ def test_a_model_has_one_colour_in_every_panel(run, tmp_path, monkeypatch):
     curve = read_curve(run, "val/rougeL")
     plot_curves({"val/rougeL": {"a": curve, "b": curve}, "val/reverse_kl": {"b": curve}}, tmp_path, ["a", "b"])
     both, alone = figures[0].axes
+    assert both.get_xlabel() == plots.STEPS
     assert both.lines[1].get_color() == alone.lines[0].get_color() != both.lines[0].get_color()
