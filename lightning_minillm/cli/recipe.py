@@ -194,11 +194,13 @@ def _with_absolute_paths(cfg: DictConfig | Mapping[str, Any]) -> DictConfig:
     return copy
 
 
-def _until(stages: Mapping[str, Stage], last: str | Sequence[str] | None) -> list[Stage]:
+def _until(stages: Mapping[str, Stage], names: str | Sequence[str] | None) -> list[Stage]:
     """Return all stages, or the chosen ones with those they need."""
-    if last is None:
+    if names is None:
         return list(stages.values())
-    wanted = {last} if isinstance(last, str) else set(last)
+    wanted = {names} if isinstance(names, str) else set(names)
+    if not wanted:
+        raise ValueError(f"until names no stage; the stages are {', '.join(stages)}, and null runs all")
     for name in sorted(wanted - stages.keys()):
         raise ValueError(f"until names {name!r}, which is no stage; the stages are {', '.join(stages)}")
     for name in reversed(stages):

@@ -73,6 +73,8 @@ class Evaluation(ABC):
     name: ClassVar[str]
     """Of the evaluation in ``evaluation=[...]``, in files and in reports."""
     needs_teacher: ClassVar[bool] = False
+    slow_findings: ClassVar[bool] = False
+    """Whether :meth:`findings` may take longer than the ranks of a process group wait for each other (10 minutes)."""
     measures: Mapping[str, Measure]
     """How each value of the findings is shown, in the order of columns."""
     pictures: Mapping[str, Picture]

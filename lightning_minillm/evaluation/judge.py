@@ -58,6 +58,7 @@ class JudgeEvaluation(PromptedEvaluation):
     """
 
     name = "judge"
+    slow_findings = True
 
     def __init__(
         self,
@@ -215,7 +216,7 @@ def _by_data_set(baseline: Mapping[str, str] | str | None, sources: Mapping[str,
             f"pairwise judging needs the baseline's responses to {', '.join(missing)}: evaluation.judge.baseline="
             f"{example}, as evaluation=[responses] writes them to responses/"
         )
-    return files
+    return {name: files[name] for name in sources}
 
 
 def _read_responses(file: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What evaluations share that let models respond to the prompts of data sets."""
+"""The base of evaluations in which models respond to the prompts of data sets."""
 
 from __future__ import annotations
 

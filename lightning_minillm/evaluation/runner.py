@@ -45,6 +45,7 @@ def run_evaluation(trainer: Trainer, module: EvaluationModule, evaluation: Evalu
 
     Raises:
         ValueError: records of another set-up are there, or a teacher is missing that the evaluation needs.
+        Exception: whatever the findings raised on the first rank, on every rank.
     """
     if evaluation.needs_teacher and not module.has_teacher:
         raise ValueError(f"{evaluation.name} compares with a teacher, but the module has none: pass teacher=...")
@@ -54,22 +55,29 @@ def run_evaluation(trainer: Trainer, module: EvaluationModule, evaluation: Evalu
         warnings.filterwarnings("ignore", ".*across ranks is zero.*")  # all records are there
         trainer.test(module, verbose=False)
     trainer.strategy.barrier("records")
-    findings = None
-    with _patience():
+    found: tuple[Findings | None, Exception | None] = (None, None)
+    with _patience(evaluation.slow_findings):
         if trainer.is_global_zero:
-            with _metrics_alone():
-                findings = evaluation.findings(files.read())
-    shared: Findings = trainer.strategy.broadcast(findings)
-    return shared
+            found = _find(evaluation, files)
+    findings, error = trainer.strategy.broadcast(found)
+    if error is not None:
+        raise error
+    return findings
+
+
+def _find(evaluation: Evaluation, files: RecordFiles) -> tuple[Findings | None, Exception | None]:
+    """Return the findings, or what went wrong: all ranks have to know."""
+    try:
+        with _metrics_alone():
+            return evaluation.findings(files.read()), None
+    except Exception as error:
+        return None, error
 
 
 @contextmanager
-def _patience() -> Iterator[None]:
-    """Have the ranks wait for each other at the end, however long one takes: a judge may answer for hours.
-
-    The process group of the strategy gives up after minutes (10 with NCCL).
-    """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+def _patience(is_needed: bool) -> Iterator[None]:
+    """Have the ranks wait for each other at the end for days, where the strategy's process group waits for minutes."""
+    if not (is_needed and torch.distributed.is_available() and torch.distributed.is_initialized()):
         yield
         return
     group = torch.distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)

@@ -74,11 +74,10 @@ class TeacherComparison(PromptedEvaluation):
             seeds=[seed],
             cache_dir=cache_dir,
         )
-        self.seed = seed
 
     def student_text(self, module: CausalLMModule, prompts: PromptBatch) -> TokenBatch:
         """Return the prompts with responses that the student wrote, which are the targets."""
-        return rollout_sequences(module.sampler(self.sampling).sample(prompts, seed=self.seed))
+        return rollout_sequences(module.sampler(self.sampling).sample(prompts, seed=self.seeds[0]))
 
     def teacher_text(self, module: CausalLMModule, prompts: PromptBatch) -> TokenBatch:
         """Return the prompts with responses that the teacher wrote, which are the targets."""
@@ -93,7 +92,7 @@ class TeacherComparison(PromptedEvaluation):
             vocabulary=of_student.vocabulary,
             finish_together=of_student.finish_together,
         )
-        return rollout_sequences(sampler.sample(prompts, seed=self.seed))
+        return rollout_sequences(sampler.sample(prompts, seed=self.seeds[0]))
 
     def divergences(
         self, module: CausalLMModule, batch: TokenBatch, functions: Mapping[str, LogitDivergence]

@@ -162,6 +162,7 @@ def module_callback():
         (["recipe=dolly_scratch"], "needs data.path=... and data.tokenizer=..."),
         (["until=nothing"], "until names 'nothing'"),
         (["until=[init,nothing]"], "until names 'nothing'"),
+        (["until=[]"], "until names no stage"),
         (["redo=[nothing]"], "redo names 'nothing'"),
         (["workers=0"], "workers must be auto or at least 1"),
         (["recipe.evaluate.models=[generate]"], "'generate', which is no training stage"),

@@ -156,6 +156,12 @@ def test_wins_over_a_baseline(make_judge, module, run_all, stub_judge, tmp_path)
     assert [row["outcome"] for row in rows] == ["win", "loss", "loss", "loss", "tie", "tie"]
 
 
+def test_baselines_of_other_data_sets_are_not_read(make_judge, module, run_all, tmp_path):
+    file = write_responses(tmp_path / "base.jsonl", run_all(make_judge(), module), lambda record: "w1")
+    evaluation = make_judge(mode="pairwise", baseline={"test": file, "other": "nowhere.jsonl"})
+    assert list(evaluation.opponents) == ["test"]
+
+
 def test_a_limit_stops_and_says_so_and_can_be_raised(make_judge, make_client, module, run_all, stub_judge):
     stub_judge.answer = lambda question: "A: 6, B: 6"
     records = run_all(make_judge(), module)

@@ -15,6 +15,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from lightning_minillm.data import InstructionRecord, PlainTemplate
 from lightning_minillm.evaluation import EvaluationModule, Responses, record_files, run_evaluation
+from lightning_minillm.evaluation.judge_client import JudgeError
 from lightning_minillm.evaluation.module import Jobs
 from lightning_minillm.evaluation.records import RecordFiles
 from lightning_minillm.rollout import SamplingConfig
@@ -53,9 +54,25 @@ class Stopped(Responses):
 class Slow(Responses):
     """Takes longer to think than the process group waits."""
 
+    slow_findings = True
+
     def findings(self, records):
         time.sleep(3 * GROUP_SECONDS)
         return super().findings(records)
+
+
+class Wrong(Responses):
+    """Does not know what to make of the records."""
+
+    slow_findings = True
+
+    def findings(self, records):
+        raise JudgeError("no idea")
+
+
+def measure_wrongly(folder):
+    with pytest.raises(JudgeError, match="no idea"):
+        measure(folder, strategy="ddp", kind=Wrong)
 
 
 def measure_slowly(folder):
@@ -153,6 +170,10 @@ def test_two_ranks_stop_and_one_goes_on(run_ranks, plain, tmp_path):
 def test_ranks_wait_for_findings_that_take_long(run_ranks, plain, tmp_path):
     for result in run_ranks(measure_slowly, 2, folder=tmp_path):
         assert_same(result, plain, tolerance=1e-4)
+
+
+def test_every_rank_hears_of_findings_that_failed(run_ranks, tmp_path):
+    assert run_ranks(measure_wrongly, 2, folder=tmp_path) == [None, None]
 
 
 def test_half_a_line_is_cut_off(plain, tmp_path):
