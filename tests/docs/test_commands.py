@@ -45,9 +45,10 @@ WRITES = {
 SMALL_TRAINING = """batch_size=2 micro_batch_size=null eval_batch_size=6 max_steps=2 eval_every=2 checkpoint_every=2
 validation.sampling.max_new_tokens=4 trainer.accelerator=cpu logger=csv callbacks.progress=null""".split()
 SMALL_PHASES = "module.num_rollouts=4 module.rollout_batch_size=4 module.sampling.max_new_tokens=4".split()
-SMALL_EVALUATION = "seeds=[10] eval_batch_size=6 sampling.max_new_tokens=4 trainer.accelerator=cpu".split()
+SMALL_EVALUATION = "seeds=[10] eval_batch_size=40 sampling.max_new_tokens=16 trainer.accelerator=cpu".split()
 SMALL_GENERATION = "batch_size=20 sampling.max_new_tokens=4 device=cpu keep_unfinished=true".split()
-SIZES = "{train: 60, validation: 6, test: 6, corpus: 40, vocab_size: 300}"
+# enough prompts for every length of reference that the pages name
+SIZES = "{train: 300, validation: 6, test: 40, corpus: 100, vocab_size: 800}"
 
 
 def commands_of(text):
@@ -146,7 +147,7 @@ def small(name, words):
         return [*SMALL_TRAINING, *(SMALL_PHASES if "num_rollouts" in composed.module else [])]
     if name == "recipe":
         return small_recipe(composed.recipe)
-    sizes = [f"data.prepare.sizes={SIZES}"] if "data" in composed and "prepare" in composed.data else []
+    sizes = [f"data.prepare.sizes={SIZES}"] if composed.get("data") and composed.data.get("prepare") else []
     return {"evaluate": [*SMALL_EVALUATION, *sizes], "generate": SMALL_GENERATION}.get(name, [])
 
 
