@@ -31,7 +31,7 @@ def naive_divergences(student, teacher, prompt, response, temperature=1.0):
 
 def sampled(model, module, prompts, evaluation):
     sampler = MixtureSampler(model, None, eos_token_ids=0, pad_token_id=0, config=evaluation.sampling)
-    rollouts = sampler.sample(prompts, seed=evaluation.seed)
+    rollouts = sampler.sample(prompts, seed=evaluation.seeds[0])
     return [row[mask].tolist() for row, mask in zip(rollouts.response_ids, rollouts.response_mask, strict=True)]
 
 
