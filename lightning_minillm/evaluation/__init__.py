@@ -8,6 +8,7 @@ from lightning_minillm.evaluation.exposure_bias import ExposureBiasEvaluation
 from lightning_minillm.evaluation.judge import JudgeEvaluation
 from lightning_minillm.evaluation.judge_client import ChatClient, JudgeError
 from lightning_minillm.evaluation.module import EvaluationModule, EvaluationProgressBar
+from lightning_minillm.evaluation.prompted import PromptedEvaluation
 from lightning_minillm.evaluation.responses import Responses
 from lightning_minillm.evaluation.retrieval import RetrievalEvaluation, load_encoder
 from lightning_minillm.evaluation.runner import record_files, run_evaluation
@@ -26,6 +27,7 @@ __all__ = [
     "JudgeEvaluation",
     "Measure",
     "Picture",
+    "PromptedEvaluation",
     "Record",
     "Responses",
     "RetrievalEvaluation",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
@@ -34,10 +34,9 @@ class JudgeEvaluation(PromptedEvaluation):
     client's file, so that what was stopped, by hand or by a limit, goes on without asking anything twice.
 
     Args:
-        sources: of instruction records, by the name of the data set. With one, metrics have plain names; with several,
-            the data set's before theirs.
-        template: makes the prompts.
-        sampling: how the student is sampled (``teacher_mix_alpha`` must be 0).
+        sources: see :class:`~lightning_minillm.evaluation.prompted.PromptedEvaluation`.
+        template: likewise.
+        sampling: likewise, of the student.
         client: asks the judge.
         mode: ``score``: scores from 1 to 10 of the response and of the first reference, and the ratio of their sums
             over all rows in percent; ``pairwise``: wins, ties and losses against the baseline's responses.
@@ -45,11 +44,8 @@ class JudgeEvaluation(PromptedEvaluation):
             ``minillm-evaluate`` writes them) by the name of the data set, or the one file of the one data set.
         swap_order: show every pair in both orders. The scores are averaged; a win or loss is one only if both orders
             agree, else it is a tie. ``False`` asks half as much and keeps the judge's liking for a place.
-        max_length: tokens of prompt and reference together, at most.
-        max_prompt_length: tokens of a prompt, at most; longer ones are left out.
-        batch_size: rows that advance together on one rank.
         seed: of sampling.
-        cache_dir: folder for tokenised data; ``None`` tokenises every time.
+        options: of :class:`~lightning_minillm.evaluation.prompted.PromptedEvaluation`, ``seeds`` aside.
 
     Raises:
         ValueError: no data set, an unknown mode, pairwise without a baseline, or sampling that mixes in a teacher.
@@ -70,25 +66,13 @@ class JudgeEvaluation(PromptedEvaluation):
         mode: Mode = "score",
         baseline: Mapping[str, str] | str | None = None,
         swap_order: bool = True,
-        max_length: int = 512,
-        max_prompt_length: int = 256,
-        batch_size: int = 64,
         seed: int = 10,
-        cache_dir: str | None = None,
+        **options: Any,
     ) -> None:
         if mode not in ("score", "pairwise"):
             raise ValueError(f"mode must be score or pairwise, got {mode!r}")
         self.measures_of_a_set = MEASURES[mode]
-        super().__init__(
-            sources,
-            template,
-            sampling,
-            max_length=max_length,
-            max_prompt_length=max_prompt_length,
-            batch_size=batch_size,
-            seeds=[seed],
-            cache_dir=cache_dir,
-        )
+        super().__init__(sources, template, sampling, seeds=[seed], **options)
         self.client = client
         self.mode = mode
         self.baseline = _by_data_set(baseline, self.sources) if mode == "pairwise" else {}

@@ -48,11 +48,11 @@ class PromptedEvaluation(Evaluation):
         template: PromptTemplate,
         sampling: SamplingConfig,
         *,
-        max_length: int,
-        max_prompt_length: int,
-        batch_size: int,
-        seeds: Sequence[int],
-        cache_dir: str | None,
+        max_length: int = 512,
+        max_prompt_length: int = 256,
+        batch_size: int = 64,
+        seeds: Sequence[int] = (10, 20, 30, 40, 50),
+        cache_dir: str | None = None,
     ) -> None:
         if not sources:
             raise ValueError(f"{self.name} has no data set to respond to: name at least one")

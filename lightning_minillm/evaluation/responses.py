@@ -6,7 +6,7 @@ Legend: B rows, N target tokens, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +26,7 @@ from lightning_minillm.rollout.scoring import rollout_sequences
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from lightning_minillm.data import PromptTemplate
-    from lightning_minillm.data.datamodule import RecordSource
     from lightning_minillm.modules import CausalLMModule
-    from lightning_minillm.rollout import SamplingConfig
     from lightning_minillm.types import RolloutBatch, TokenBatch
 
 BUCKETS = RougeLByLength().names
@@ -57,54 +54,19 @@ PICTURES = {
 class Responses(PromptedEvaluation):
     """Samples a response to every prompt for every seed.
 
-    Args:
-        sources: of instruction records, by the name of the data set. With one, metrics have plain names; with several,
-            the data set's before theirs.
-        template: makes the prompts.
-        sampling: how the student is sampled (``teacher_mix_alpha`` must be 0).
-        max_length: tokens of prompt and reference together, at most; longer references are cut for the loss.
-        max_prompt_length: tokens of a prompt, at most; longer ones are left out.
-        batch_size: rows that advance together on one rank.
-        seeds: of sampling, at least one.
-        cache_dir: folder for tokenised data; ``None`` tokenises every time.
-
-    Raises:
-        ValueError: no data set, no seed, the same seed twice, or sampling that mixes in a teacher.
+    The arguments are those of :class:`~lightning_minillm.evaluation.prompted.PromptedEvaluation`.
     """
 
     name = "responses"
     measures_of_a_set = MEASURES
     pictures_of_a_set = PICTURES
 
-    def __init__(
-        self,
-        sources: Mapping[str, RecordSource],
-        template: PromptTemplate,
-        sampling: SamplingConfig,
-        *,
-        max_length: int = 512,
-        max_prompt_length: int = 256,
-        batch_size: int = 64,
-        seeds: Sequence[int] = (10, 20, 30, 40, 50),
-        cache_dir: str | None = None,
-    ) -> None:
-        super().__init__(
-            sources,
-            template,
-            sampling,
-            max_length=max_length,
-            max_prompt_length=max_prompt_length,
-            batch_size=batch_size,
-            seeds=seeds,
-            cache_dir=cache_dir,
-        )
-        self.reference_lengths: dict[str, list[int]] = {}
-
     # --- before any model -------------------------------------------------------------------------------------------
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Read and tokenise the data sets."""
         super().prepare(tokenizer)
+        self.reference_lengths: dict[str, list[int]] = {}
         for name, data in self.data.items():
             references = [record.responses[0] for record in data.records]
             ids = tokenizer(references, add_special_tokens=False, verbose=False).input_ids

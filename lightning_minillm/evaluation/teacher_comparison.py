@@ -6,7 +6,7 @@ Legend: B rows, N target tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -34,17 +34,14 @@ class TeacherComparison(PromptedEvaluation):
     Both are sampled with the same random numbers, so that a student that equals its teacher says the same, and chance
     blurs their difference less.
 
+    Divergences are of the distributions at the sampling's temperature (1 where it is 0), before any of its filters.
+
     Args:
-        sources: of instruction records, by the name of the data set. With one, metrics have plain names; with several,
-            the data set's before theirs.
-        template: makes the prompts.
-        sampling: how either model is sampled (``teacher_mix_alpha`` must be 0). Divergences are of the distributions
-            at its temperature (1 where it is 0), before any of its filters.
-        max_length: tokens of prompt and reference together, at most; longer references are cut.
-        max_prompt_length: tokens of a prompt, at most; longer ones are left out.
-        batch_size: rows that advance together on one rank.
+        sources: see :class:`~lightning_minillm.evaluation.prompted.PromptedEvaluation`.
+        template: likewise.
+        sampling: likewise, of either model.
         seed: of sampling.
-        cache_dir: folder for tokenised data; ``None`` tokenises every time.
+        options: of :class:`~lightning_minillm.evaluation.prompted.PromptedEvaluation`, ``seeds`` aside.
 
     Raises:
         ValueError: no data set, or sampling that mixes in a teacher.
@@ -58,22 +55,10 @@ class TeacherComparison(PromptedEvaluation):
         template: PromptTemplate,
         sampling: SamplingConfig,
         *,
-        max_length: int = 512,
-        max_prompt_length: int = 256,
-        batch_size: int = 64,
         seed: int = 10,
-        cache_dir: str | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            sources,
-            template,
-            sampling,
-            max_length=max_length,
-            max_prompt_length=max_prompt_length,
-            batch_size=batch_size,
-            seeds=[seed],
-            cache_dir=cache_dir,
-        )
+        super().__init__(sources, template, sampling, seeds=[seed], **options)
 
     def student_text(self, module: CausalLMModule, prompts: PromptBatch) -> TokenBatch:
         """Return the prompts with responses that the student wrote, which are the targets."""

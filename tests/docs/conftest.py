@@ -3,8 +3,6 @@
 import gzip
 import json
 import shutil
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -79,36 +77,3 @@ def reader(everything, tmp_path, monkeypatch):
     shutil.copytree(everything, folder)
     monkeypatch.chdir(folder)
     return folder
-
-
-class Judge(BaseHTTPRequestHandler):
-    """A chat endpoint that finds everything equally good."""
-
-    def do_GET(self):
-        self.reply({"data": []})
-
-    def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.reply({"choices": [{"message": {"role": "assistant", "content": "A: 5, B: 5"}}], "usage": {}})
-
-    def reply(self, content):
-        body = json.dumps(content).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args):
-        """Say nothing."""
-
-
-@pytest.fixture
-def judge_url(monkeypatch):
-    """Where a judge listens."""
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with HTTPServer(("127.0.0.1", 0), Judge) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-        server.shutdown()
-        thread.join()

@@ -192,11 +192,11 @@ def files_of(words):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=lambda page: page.name)
-def test_commands_of_a_page_run(page, reader, judge_url, monkeypatch):
+def test_commands_of_a_page_run(page, reader, stub_judge, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for number, words in enumerate(runnable(page)):
         before = files_of(words)
-        run([word.replace("http://localhost:8000/v1", judge_url) for word in words], number)
+        run([word.replace("http://localhost:8000/v1", stub_judge.url) for word in words], number)
         assert files_of(words) - before or "--cfg" in words or words[0] not in WRITES, words
 
 
