@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from lightning_minillm.models.checkpoints import read_metadata, read_weights
+from lightning_minillm.checkpoints.weights import read_metadata, read_weights
 
 OVERRIDES = "experiment=smoke trainer.accelerator=cpu logger=csv callbacks=quiet checkpoint_every=1".split()
 TIMING = ("second", "perf/", "epoch", "step")

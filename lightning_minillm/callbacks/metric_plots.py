@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import Callback
 
-from lightning_minillm.callbacks.figures import new_figure, save_figure
+from lightning_minillm.figures import new_figure, save_figure
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from lightning_minillm.models.gradients import total_norm
+from lightning_minillm.distributed.gradients import total_norm
 from lightning_minillm.types import PolicyBatch, TokenBatch
 
 if TYPE_CHECKING:

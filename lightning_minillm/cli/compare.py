@@ -10,8 +10,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from lightning_minillm.cli import plots, report, runs
-from lightning_minillm.cli.comparison import (
+from lightning_minillm.cli.config import Config, quote, run_command, to_plain
+from lightning_minillm.reports import plots
+from lightning_minillm.reports import run_folder as runs
+from lightning_minillm.reports import summary as report
+from lightning_minillm.reports.comparison import (
     TEACHER,
     Model,
     add_tests,
@@ -20,9 +23,8 @@ from lightning_minillm.cli.comparison import (
     column_of,
     gather,
 )
-from lightning_minillm.cli.config import Config, quote, run_command, to_plain
-from lightning_minillm.cli.run_folders import read_runs
-from lightning_minillm.cli.tables import Column, Row, Table
+from lightning_minillm.reports.read_runs import read_runs
+from lightning_minillm.reports.tables import Column, Row, Table
 
 KEYS = "baseline curves metrics num_resamples output_dir runs significance teacher_name".split()
 # Words of Hydra's own command line that the next word belongs to.

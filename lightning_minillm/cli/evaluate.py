@@ -11,15 +11,17 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from lightning_minillm.cli import evaluation_report, report, runs
 from lightning_minillm.cli.build import build_trainer, prepare_data
 from lightning_minillm.cli.config import Config, build, run_command, to_plain
 from lightning_minillm.cli.models import NamedModel, digest_of, open_model
-from lightning_minillm.cli.results import Results
 from lightning_minillm.cli.tracking import tracked
 from lightning_minillm.data.cache import tokenizer_fingerprint
 from lightning_minillm.evaluation import Evaluation, EvaluationModule, record_files, run_evaluation
 from lightning_minillm.models import check_tokenizers
+from lightning_minillm.reports import evaluation as evaluation_report
+from lightning_minillm.reports import run_folder as runs
+from lightning_minillm.reports import summary as report
+from lightning_minillm.reports.results import Results
 
 KEYS = (
     "batch_size cache_dir callbacks data data_sets dtype eval_batch_size evaluation logger max_length"

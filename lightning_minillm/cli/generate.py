@@ -13,11 +13,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from omegaconf import DictConfig
 from rich.progress import track
 
-from lightning_minillm.cli import runs
 from lightning_minillm.cli.build import prepare_data
 from lightning_minillm.cli.config import Config, build, run_command, to_plain
 from lightning_minillm.data import EncodedInstructions
 from lightning_minillm.models import SplitCausalLM, fuse_activations, load_causal_lm, load_tokenizer
+from lightning_minillm.reports import run_folder as runs
 from lightning_minillm.rollout import MixtureSampler
 
 KEYS = (

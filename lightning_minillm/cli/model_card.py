@@ -10,8 +10,8 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_minillm.cli import runs
-from lightning_minillm.models.model_card import ModelCard, render_model_card
+from lightning_minillm.reports import run_folder as runs
+from lightning_minillm.reports.model_card import ModelCard, render_model_card
 
 CARD_FILE = "README.md"
 _HYPERPARAMETERS = ("max_steps", "batch_size", "max_length", "max_prompt_length", "seed")

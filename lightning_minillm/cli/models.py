@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lightning_minillm.cli import runs
+from lightning_minillm.checkpoints.files import read_checkpoint, recover
+from lightning_minillm.checkpoints.weights import check_architecture, read_metadata, read_weights
 from lightning_minillm.cli.build import build_models
 from lightning_minillm.models import load_causal_lm, load_tokenizer
-from lightning_minillm.models.checkpoints import check_architecture, read_metadata, read_weights
-from lightning_minillm.strategies.checkpoints import read_checkpoint, recover
+from lightning_minillm.reports import run_folder as runs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

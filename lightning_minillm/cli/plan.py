@@ -13,7 +13,7 @@ from transformers import AutoConfig
 
 from lightning_minillm.cli.config import run_command, to_plain
 from lightning_minillm.data.loader import accumulation_steps
-from lightning_minillm.models.memory import ModelSize, Workload, model_size, plan_memory
+from lightning_minillm.distributed.memory_plan import ModelSize, Workload, model_size, plan_memory
 
 KEYS = (
     "batch_size device_memory max_length micro_batch_size num_devices output_dir param_dtype rollout_batch_size"

@@ -17,9 +17,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_minillm.cli import runs
 from lightning_minillm.cli.build import world_size
 from lightning_minillm.cli.config import quote
+from lightning_minillm.reports import run_folder as runs
 
 # What a launcher tells the processes that it starts.
 _RANKS = (

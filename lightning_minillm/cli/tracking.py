@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
-from lightning_minillm.cli import runs
+from lightning_minillm.reports import run_folder as runs
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -57,7 +57,7 @@ def tracked(loggers: Sequence[Logger], folder: Path, config: Mapping[str, Any]) 
 
     Args:
         loggers: the trainer's.
-        folder: of a run that :func:`lightning_minillm.cli.runs.start_run` began.
+        folder: of a run that :func:`lightning_minillm.reports.run_folder.start_run` began.
         config: resolved.
     """
     _log_start(loggers, folder, config)

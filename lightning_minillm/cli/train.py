@@ -12,7 +12,8 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from lightning_minillm.cli import runs
+from lightning_minillm.checkpoints.files import backup_of
+from lightning_minillm.checkpoints.weights import load_weights, read_metadata
 from lightning_minillm.cli.build import (
     announce,
     build_datamodule,
@@ -27,8 +28,7 @@ from lightning_minillm.cli.config import Config, run_command, to_plain
 from lightning_minillm.cli.model_card import write_model_card
 from lightning_minillm.cli.sweeps import run_job
 from lightning_minillm.cli.tracking import tracked
-from lightning_minillm.models.checkpoints import load_weights, read_metadata
-from lightning_minillm.strategies.checkpoints import backup_of
+from lightning_minillm.reports import run_folder as runs
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

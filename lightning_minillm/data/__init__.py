@@ -1,17 +1,10 @@
 """Prompts, instruction pairs and packed text: from files to batches."""
 
-from lightning_minillm.data.classification import (
-    ClassificationRecord,
-    ClassificationSource,
-    boolq_source,
-    sst2_source,
-)
 from lightning_minillm.data.corpus import CorpusSource, PackedCorpus, SyntheticCorpus
 from lightning_minillm.data.datamodule import DistillationDataModule
 from lightning_minillm.data.encoding import EncodedInstructions
-from lightning_minillm.data.instructions import FieldMap, InstructionRecord, InstructionSource, load_instructions
 from lightning_minillm.data.loader import EvaluationLoader, LMStream, TokenLoader, accumulation_steps
-from lightning_minillm.data.passages import PassageSet, PassageSource, Question, peerqa_source, scifact_source
+from lightning_minillm.data.records import FieldMap, InstructionRecord, InstructionSource, load_instructions
 from lightning_minillm.data.stream import ShuffledStream
 from lightning_minillm.data.synthetic import (
     SyntheticSizes,
@@ -26,8 +19,6 @@ from lightning_minillm.data.templates import AlpacaTemplate, ChatTemplate, Plain
 __all__ = [
     "AlpacaTemplate",
     "ChatTemplate",
-    "ClassificationRecord",
-    "ClassificationSource",
     "CorpusSource",
     "DistillationDataModule",
     "EncodedInstructions",
@@ -37,24 +28,17 @@ __all__ = [
     "InstructionSource",
     "LMStream",
     "PackedCorpus",
-    "PassageSet",
-    "PassageSource",
     "PlainTemplate",
     "PromptTemplate",
-    "Question",
     "ShuffledStream",
     "SyntheticCorpus",
     "SyntheticSizes",
     "SyntheticSource",
     "TokenLoader",
     "accumulation_steps",
-    "boolq_source",
     "build_tokenizer",
     "generate_corpus",
     "generate_records",
     "load_instructions",
-    "peerqa_source",
-    "scifact_source",
-    "sst2_source",
     "write_synthetic",
 ]

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lightning_minillm.data.cache import Ragged, fingerprint, load_or_build, tokenizer_fingerprint
 from lightning_minillm.data.encoding import Indices, as_rows, special_ids
-from lightning_minillm.data.instructions import DATA_SUFFIXES, iterate_rows
-from lightning_minillm.data.synthetic import SyntheticSizes, generate_corpus
+from lightning_minillm.data.records import DATA_SUFFIXES, iterate_rows
+from lightning_minillm.data.synthetic.source import SyntheticSizes, generate_corpus
 from lightning_minillm.types import TokenBatch
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class CorpusSource:
     path: str | Sequence[str]
     """One or several files, folders or hub names."""
     split: str | None = None
-    """As in :func:`~lightning_minillm.data.instructions.load_instructions`; ignored by text files."""
+    """As in :func:`~lightning_minillm.data.records.load_instructions`; ignored by text files."""
     field: str = "text"
     """Field that holds the document, where it is not a text file."""
     documents_are: Literal["lines", "paragraphs", "files"] = "lines"

@@ -12,11 +12,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_minillm.data.corpus import DocumentSource, PackedCorpus
 from lightning_minillm.data.encoding import EncodedInstructions
-from lightning_minillm.data.instructions import InstructionRecord
 from lightning_minillm.data.loader import EvaluationLoader, LMStream, TokenLoader, accumulation_steps, per_rank
-from lightning_minillm.data.ranks import data_rank, data_world_size
+from lightning_minillm.data.records import InstructionRecord
 from lightning_minillm.data.stream import ShuffledStream
 from lightning_minillm.data.templates import AlpacaTemplate, PromptTemplate
+from lightning_minillm.distributed.ranks import data_rank, data_world_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

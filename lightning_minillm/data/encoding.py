@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_minillm.data.cache import Ragged, fingerprint, load_or_build, tokenizer_fingerprint
-from lightning_minillm.data.instructions import InstructionRecord
+from lightning_minillm.data.records import InstructionRecord
 from lightning_minillm.data.templates import PromptTemplate
 from lightning_minillm.types import EvaluationBatch, PromptBatch, TokenBatch
 

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
-from lightning_minillm.data.ranks import data_rank, data_world_size
+from lightning_minillm.distributed.ranks import data_rank, data_world_size
 from lightning_minillm.evaluation.base import Evaluation
 from lightning_minillm.evaluation.records import RecordFiles
 from lightning_minillm.modules import CausalLMModule

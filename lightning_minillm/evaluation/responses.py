@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lightning_minillm.distributed.sharding import is_sharded
 from lightning_minillm.evaluation.base import Curve, Findings, Measure, Picture, Record
 from lightning_minillm.evaluation.items import metric_name
 from lightning_minillm.evaluation.prompted import PromptedEvaluation
@@ -20,7 +21,6 @@ from lightning_minillm.functional.divergences import reverse_kl
 from lightning_minillm.functional.logprobs import TokenStates, chunk_bounds, target_logprobs
 from lightning_minillm.losses.chunking import tokens_per_chunk
 from lightning_minillm.metrics import DistinctNGrams, ExactMatch, RepeatedNGrams, RougeLByLength, rouge_l
-from lightning_minillm.models.sharding import is_sharded
 from lightning_minillm.rollout.scoring import rollout_sequences
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from lightning_minillm.losses.composite import KDLoss, WeightedLoss
 from lightning_minillm.losses.divergences import ForwardKL, GeneralizedJSD, ReverseKL, TeacherCrossEntropy
 from lightning_minillm.losses.jeffreys import Jeffreys
 from lightning_minillm.losses.language_modeling import LanguageModelingLoss
-from lightning_minillm.losses.minillm import MiniLLMLoss
+from lightning_minillm.losses.policy_gradient import MiniLLMLoss
 from lightning_minillm.losses.skewed_kl import SkewedForwardKL, SkewedReverseKL
 from lightning_minillm.losses.total_variation import TotalVariation
 

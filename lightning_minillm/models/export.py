@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lightning_minillm.distributed.sharding import full_state_dict, is_sharded
 from lightning_minillm.models.lora import has_lora, merged_state_dict
-from lightning_minillm.models.sharding import full_state_dict, is_sharded
 
 ADAPTER_FOLDER = "adapter"
 

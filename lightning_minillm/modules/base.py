@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lightning_minillm.checkpoints.micro_batches import ACCUMULATION_KEY, rescale_progress
+from lightning_minillm.checkpoints.weights import check_architecture
+from lightning_minillm.distributed.sharding import is_sharded
 from lightning_minillm.functional.logprobs import TokenStates
 from lightning_minillm.losses import LanguageModelingLoss, ReverseKL, TokenLoss
 from lightning_minillm.models import SplitCausalLM, freeze, fuse_activations, is_quantized, shared_vocabulary
-from lightning_minillm.models.checkpoints import check_architecture
 from lightning_minillm.models.export import save_pretrained
-from lightning_minillm.models.sharding import is_sharded
 from lightning_minillm.modules.evaluation import EvaluationMetrics
-from lightning_minillm.modules.progress import ACCUMULATION_KEY, rescale_progress
 from lightning_minillm.rollout import MixtureSampler, SamplingConfig
 from lightning_minillm.rollout.scoring import rollout_sequences
 from lightning_minillm.types import EvaluationBatch, LossOutput, RolloutBatch, TokenBatch

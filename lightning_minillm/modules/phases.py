@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lightning_minillm.data.ranks import data_group, data_rank, data_world_size
 from lightning_minillm.data.stream import ShuffledStream
+from lightning_minillm.distributed.ranks import data_group, data_rank, data_world_size
+from lightning_minillm.distributed.sharding import is_sharded
 from lightning_minillm.functional.logprobs import TokenStates
 from lightning_minillm.functional.returns import Whitening
 from lightning_minillm.losses import TokenLoss
 from lightning_minillm.models import disable_dropout
-from lightning_minillm.models.sharding import is_sharded
 from lightning_minillm.modules.base import CausalLMModule, ModelSource
 from lightning_minillm.rollout import RolloutBuffer, SamplingConfig
-from lightning_minillm.rollout.collector import ProgressListener
+from lightning_minillm.rollout.collect import ProgressListener
 from lightning_minillm.rollout.scoring import response_states
 from lightning_minillm.types import LossOutput, PolicyBatch, PromptBatch, RolloutBatch
 

@@ -1,10 +1,10 @@
 """Rollouts: sampling from student and teacher, collecting a phase, serving it."""
 
 from lightning_minillm.rollout.buffer import RolloutBuffer
-from lightning_minillm.rollout.collector import collect_rollouts
-from lightning_minillm.rollout.config import SamplingConfig
+from lightning_minillm.rollout.collect import collect_rollouts
 from lightning_minillm.rollout.replay import AdaptiveReplay
 from lightning_minillm.rollout.sampler import MixtureSampler
+from lightning_minillm.rollout.sampling import SamplingConfig
 from lightning_minillm.rollout.scoring import score_responses
 from lightning_minillm.rollout.sources import (
     MixedText,

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_minillm.distributed.sharding import is_sharded
 from lightning_minillm.functional.masking import position_ids
-from lightning_minillm.models.sharding import is_sharded
 from lightning_minillm.models.split import SplitCausalLM, pass_groups
 from lightning_minillm.rollout.cache import InPlaceCache, make_cache
 from lightning_minillm.rollout.static_step import StaticStep, StaticStepError, check_agreement, has_static_step

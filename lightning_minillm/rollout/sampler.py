@@ -26,8 +26,8 @@ from lightning_minillm.functional.sampling import (
 from lightning_minillm.models.split import SplitCausalLM
 from lightning_minillm.rollout.batching import select_prompts
 from lightning_minillm.rollout.cache import rows_to_keep
-from lightning_minillm.rollout.config import SamplingConfig
 from lightning_minillm.rollout.decoder import Decoder
+from lightning_minillm.rollout.sampling import SamplingConfig
 from lightning_minillm.types import PromptBatch, RolloutBatch
 
 _COMPACT_BELOW = 0.95

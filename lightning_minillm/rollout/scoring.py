@@ -14,7 +14,7 @@ from lightning_minillm.functional.logprobs import TokenStates, target_logprobs
 from lightning_minillm.functional.sampling import mixture_logprobs
 from lightning_minillm.models.split import SplitCausalLM
 from lightning_minillm.rollout.batching import select_rollouts
-from lightning_minillm.rollout.config import SamplingConfig
+from lightning_minillm.rollout.sampling import SamplingConfig
 from lightning_minillm.types import PromptBatch, RolloutBatch, TokenBatch
 
 

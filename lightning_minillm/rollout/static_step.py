@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_minillm.models.sharding import is_sharded
+from lightning_minillm.distributed.sharding import is_sharded
 from lightning_minillm.models.split import SplitCausalLM
 from lightning_minillm.rollout.cache import InPlaceCache
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
-from lightning_minillm.models.sharding import decoder_layers
+from lightning_minillm.distributed.sharding import decoder_layers
 
 _Result = TypeVar("_Result")
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from transformers import PreTrainedModel
 
-from lightning_minillm.models.checkpoints import check_architecture, weight_shapes
-from lightning_minillm.models.gradients import clip_by_norm
-from lightning_minillm.models.sharding import gathered, is_sharded, run_sharded, shard
-from lightning_minillm.models.tensor_parallel import split_tensors
-from lightning_minillm.strategies.checkpoints import put_in_place, read_checkpoint, recover
+from lightning_minillm.checkpoints.files import put_in_place, read_checkpoint, recover
+from lightning_minillm.checkpoints.weights import check_architecture, weight_shapes
+from lightning_minillm.distributed.gradients import clip_by_norm
+from lightning_minillm.distributed.sharding import gathered, is_sharded, run_sharded, shard
+from lightning_minillm.distributed.tensor_parallel import split_tensors
 
 _Result = TypeVar("_Result")
 Sharding = Literal["full", "grad_op", "hybrid"]

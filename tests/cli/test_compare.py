@@ -8,7 +8,7 @@ import yaml
 from lightning_minillm.cli import compare as module
 from lightning_minillm.cli.compare import compare, translate_paths
 from lightning_minillm.cli.config import compose_config
-from lightning_minillm.cli.report import summarise
+from lightning_minillm.reports.summary import summarise
 
 PROMPTS = 12
 

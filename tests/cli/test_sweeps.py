@@ -8,7 +8,7 @@ import sys
 import pytest
 import yaml
 
-from lightning_minillm.cli.run_folders import read_runs
+from lightning_minillm.reports.read_runs import read_runs
 
 SMALL = (
     "experiment=smoke strategy=ddp trainer.accelerator=cpu logger=none callbacks=quiet max_steps=2 eval_every=2"

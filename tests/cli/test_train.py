@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_minillm.cli.config import compose_config
-from lightning_minillm.cli.plots import read_curve
 from lightning_minillm.cli.train import train
+from lightning_minillm.reports.plots import read_curve
 
 
 class Stop(L.Callback):

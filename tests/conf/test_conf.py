@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 
-from lightning_minillm.cli import compare, evaluate, export, generate, plan, recipe, train
+from lightning_minillm.cli import compare, evaluate, export, generate, plan, train
 from lightning_minillm.cli.build import (
     build_datamodule,
     build_models,
@@ -24,6 +24,7 @@ from lightning_minillm.cli.build import (
     world_size,
 )
 from lightning_minillm.cli.config import CONFIG_MODULE, HYDRA_VERSION, build, build_all, compose_config, to_plain
+from lightning_minillm.cli.recipe import command as recipe
 from lightning_minillm.data import DistillationDataModule
 from lightning_minillm.evaluation import Evaluation
 from lightning_minillm.losses import TokenLoss

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from lightning_minillm.cli import recipe, train
+from lightning_minillm.cli import train
 from lightning_minillm.cli.config import build, compose_config, to_plain
+from lightning_minillm.cli.recipe import command as recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "conf" / "experiment" / "paper"

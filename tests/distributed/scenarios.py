@@ -11,10 +11,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lightning_minillm.data import DistillationDataModule, InstructionRecord, PlainTemplate
+from lightning_minillm.distributed.sharding import full_state_dict
 from lightning_minillm.losses import MiniLLMLoss, ReverseKL
 from lightning_minillm.models import load_causal_lm
 from lightning_minillm.models.lora import add_lora
-from lightning_minillm.models.sharding import full_state_dict
 from lightning_minillm.modules import MiniLLMModule, OnPolicyKDModule
 from lightning_minillm.rollout import AdaptiveReplay, SamplingConfig
 from lightning_minillm.strategies import AtomicCheckpointIO, ShardedStrategy

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from transformers import AutoModelForCausalLM
 
 from lightning_minillm.callbacks import ResumeCheckpoint
-from lightning_minillm.models.checkpoints import read_weights
+from lightning_minillm.checkpoints.weights import read_weights
 
 scenarios = runpy.run_path(str(Path(__file__).parent / "scenarios.py"), run_name="scenarios")
 train = scenarios["train"]

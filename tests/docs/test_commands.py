@@ -17,9 +17,9 @@ import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from lightning_minillm.cli import recipe
 from lightning_minillm.cli.compare import translate_paths
 from lightning_minillm.cli.config import compose_config, quote_numbers, to_plain
+from lightning_minillm.cli.recipe import command as recipe
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

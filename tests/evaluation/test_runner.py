@@ -15,7 +15,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from lightning_minillm.data import InstructionRecord, PlainTemplate
 from lightning_minillm.evaluation import EvaluationModule, Responses, record_files, run_evaluation
-from lightning_minillm.evaluation.judge_client import JudgeError
+from lightning_minillm.evaluation.judge.client import JudgeError
 from lightning_minillm.evaluation.module import Jobs
 from lightning_minillm.evaluation.records import RecordFiles
 from lightning_minillm.rollout import SamplingConfig

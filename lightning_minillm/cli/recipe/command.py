@@ -1,0 +1,228 @@
+"""``minillm-recipe``: the paper's whole procedure as stages that are kept, resumed, compared and reported."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_minillm.cli.build import prepare_data
+from lightning_minillm.cli.config import Config, compose_config, quote, run_command, to_plain
+from lightning_minillm.cli.recipe.report import report_recipe
+from lightning_minillm.cli.recipe.scheduler import choose_workers, run_stages
+from lightning_minillm.cli.recipe.stages import (
+    COMMANDS,
+    PROGRESS_FILE,
+    Fingerprints,
+    Stage,
+    data_files,
+    digest_files,
+    forget,
+)
+from lightning_minillm.cli.train import STUDENT_FOLDER
+from lightning_minillm.reports import run_folder as runs
+from lightning_minillm.reports import summary as report
+
+KEYS = "cache_dir data output_dir recipe redo seed shared_dir teacher_seed until workers".split()
+_RECIPE_KEYS = set(
+    "common evaluate extra models name requires shared stages steps teacher train_common train_extra".split()
+)
+_STAGE_KEYS = {"command", "title", "needs", "starts_at", "overrides", "extra"}
+
+
+def recipe(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run the stages of a recipe and report on the models that they made.
+
+    ``output_dir`` then holds a folder a stage, ``results.json``, ``results.csv``, ``table.md``, ``curves.png``,
+    ``bars.png``, ``samples.md``, and all of it in ``report.md`` with the pictures of the evaluations.
+
+    Args:
+        cfg: as composed from ``conf/recipe.yaml``.
+
+    Returns:
+        ``{model: {metric: {"mean", "std", "values"}}}``, and objects: ``config``, ``stages`` (by name), ``ran``
+        (stages that had something to do).
+
+    Raises:
+        ValueError: a recipe or a stage whose configuration cannot work, before any stage runs.
+        RecipeError: a stage failed.
+    """
+    console = report.make_console()
+    config = to_plain(_with_absolute_paths(cfg), KEYS)
+    workers = choose_workers(config["workers"])
+    stages = plan(config, shown_progress=workers == 1)
+    chosen = _until(stages, config["until"])
+    for name in config["redo"]:
+        if name not in stages:
+            raise ValueError(f"redo names {name!r}, which is no stage; the stages are {', '.join(stages)}")
+        forget(stages[name])
+    folder = Path(config["output_dir"])
+    started = time.perf_counter()
+    runs.start_run(folder, config)
+    console.print("data")
+    data = _prepare(config)
+    fingerprints = Fingerprints(
+        stages,
+        data,
+        {name: Path(config[f"{name}_dir"]) for name in ("output", "shared", "cache")},
+    )
+    ran = run_stages(chosen, fingerprints, workers, console)
+    results = report_recipe(config, stages, console) if config["until"] is None else {}
+    console.print(f"{config['recipe']['name']}: {time.perf_counter() - started:.0f} s; results are in {folder}")
+    return results, {"config": config, "stages": stages, "ran": [name for name, anything in ran.items() if anything]}
+
+
+# --- planning -------------------------------------------------------------------------------------------------------
+
+
+def plan(config: Config, shown_progress: bool) -> dict[str, Stage]:
+    """Compose every stage's configuration.
+
+    Args:
+        config: the recipe's, plain, with absolute paths.
+        shown_progress: progress bars on the screen; else each stage keeps a progress file.
+
+    Returns:
+        Stages by name, each after those it needs; evaluations last.
+
+    Raises:
+        ValueError: unknown keys, commands or stages.
+    """
+    node = config["recipe"]
+    _check_keys("recipe", node, _RECIPE_KEYS)
+    missing = [key for key in node["requires"] if config["data"][key.removeprefix("data.")] is None]
+    if missing:
+        raise ValueError(f"recipe={node['name']} needs {' and '.join(f'{key}=...' for key in missing)}")
+    stages: dict[str, Stage] = {}
+    for name, settings in node["stages"].items():
+        _check_keys(f"recipe.stages.{name}", settings, _STAGE_KEYS)
+        if settings["command"] not in COMMANDS:
+            raise ValueError(f"recipe.stages.{name}.command must be one of {COMMANDS}, got {settings['command']!r}")
+        missing = [need for need in settings["needs"] if need not in stages]
+        if missing:
+            raise ValueError(f"stage '{name}' needs {', '.join(missing)}, which must come before it in recipe.stages")
+        stages[name] = _stage(config, name, settings, shown_progress)
+    for model in node["evaluate"]["models"]:
+        if model not in stages or stages[model].command != "train":
+            raise ValueError(f"recipe.evaluate.models names {model!r}, which is no training stage")
+        stages[f"evaluate_{model}"] = _evaluation(config, stages, model, shown_progress)
+    return stages
+
+
+def stage_folder(config: Config, name: str) -> Path:
+    """Return where a stage's results lie."""
+    shared = name.removeprefix("evaluate_") in config["recipe"]["shared"]
+    return Path(config["shared_dir" if shared else "output_dir"]) / name
+
+
+def _stage(config: Config, name: str, settings: Mapping[str, Any], shown_progress: bool) -> Stage:
+    node, folder = config["recipe"], stage_folder(config, name)
+    is_training = settings["command"] == "train"
+    overrides = [
+        *node["common"],
+        *(node["train_common"] if is_training else ()),
+        *settings["overrides"],
+        *node["extra"],
+        *(node["train_extra"] if is_training else ()),
+        *(settings.get("extra") or ()),
+        f"name={name}",
+        *_places(config, folder),
+    ]
+    stage_config = _compose(settings["command"], overrides, f"recipe.stages.{name}")
+    if is_training and not shown_progress:
+        stage_config["callbacks"] = {**stage_config["callbacks"], "progress": _progress_file(folder)}
+    return Stage(
+        name, settings["command"], folder, tuple(settings["needs"]), stage_config, settings.get("title") or name
+    )
+
+
+def _evaluation(config: Config, stages: Mapping[str, Stage], model: str, shown_progress: bool) -> Stage:
+    node, name = config["recipe"], f"evaluate_{model}"
+    folder, teacher = stage_folder(config, name), node["teacher"]
+    needs = [model] if model == teacher else [model, teacher]
+    overrides = [
+        *node["common"],
+        *node["evaluate"]["overrides"],
+        *node["extra"],
+        f"seeds={list(node['evaluate']['seeds'])}",
+        f"models={{{model}: {quote(stages[model].folder / STUDENT_FOLDER)}}}",
+        f"name={name}",
+        *_places(config, folder),
+    ]
+    names = node["evaluate"].get("teacher_evaluations" if model == teacher else "evaluations") or ["responses"]
+    overrides.append(f"evaluation={list(names)}".replace("'", ""))
+    if model != teacher:
+        overrides += ["teacher=pretrained", f"teacher.path={quote(stages[teacher].folder / STUDENT_FOLDER)}"]
+    if not shown_progress:
+        overrides.append("callbacks.progress=null")
+    return Stage(name, "evaluate", folder, tuple(needs), _compose("evaluate", overrides, name), stages[model].title)
+
+
+def _places(config: Config, folder: Path) -> list[str]:
+    return [f"output_dir={quote(folder)}", f"cache_dir={quote(Path(config['cache_dir']))}"]
+
+
+def _progress_file(folder: Path) -> dict[str, Any]:
+    return {"_target_": "lightning_minillm.callbacks.ProgressFile", "path": str(folder / PROGRESS_FILE)}
+
+
+def _compose(command: str, overrides: Sequence[str], where: str) -> Config:
+    try:
+        plain = OmegaConf.to_container(compose_config(command, overrides), resolve=True, throw_on_missing=True)
+    except Exception as error:
+        raise ValueError(f"{where}: {error}") from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _check_keys(where: str, node: Mapping[str, Any], known: set[str]) -> None:
+    unknown = sorted(set(node) - known)
+    if unknown:
+        raise ValueError(f"nothing reads {', '.join(unknown)} in {where}; known are {', '.join(sorted(known))}")
+
+
+def _with_absolute_paths(cfg: DictConfig | Mapping[str, Any]) -> DictConfig:
+    """Return a copy whose folders do not depend on where a stage runs; all that is said of them follows."""
+    copy = cfg.copy() if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
+    for key in ("output_dir", "shared_dir", "cache_dir"):  # each may be said relative to the one before
+        copy[key] = str(Path(copy[key]).expanduser().resolve())
+    for key, value in copy.data.items():
+        if value is not None and Path(value).expanduser().exists():  # else a name on the hub
+            copy.data[key] = str(Path(value).expanduser().resolve())
+    return copy
+
+
+def _until(stages: Mapping[str, Stage], names: str | Sequence[str] | None) -> list[Stage]:
+    """Return all stages, or the chosen ones with those they need."""
+    if names is None:
+        return list(stages.values())
+    wanted = {names} if isinstance(names, str) else set(names)
+    if not wanted:
+        raise ValueError(f"until names no stage; the stages are {', '.join(stages)}, and null runs all")
+    for name in sorted(wanted - stages.keys()):
+        raise ValueError(f"until names {name!r}, which is no stage; the stages are {', '.join(stages)}")
+    for name in reversed(stages):
+        if name in wanted:
+            wanted |= set(stages[name].needs)
+    return [stage for name, stage in stages.items() if name in wanted]
+
+
+def _prepare(config: Config) -> str:
+    """Write the data set where the recipe makes one, and return the digest of its files."""
+    node = config["recipe"]
+    overrides = [*node["common"], *node["extra"], *_places(config, Path(config["output_dir"]))]
+    composed = _compose("train", overrides, "data")
+    prepare_data(composed["data"])
+    return digest_files(data_files(composed["data"]))
+
+
+def main() -> None:
+    """Run ``recipe`` from the command line."""
+    run_command(recipe, "recipe")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""The stages of a recipe: what each is made of, when it is done, and how one is run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock
+
+import lightning_minillm
+from lightning_minillm.cli.config import Config
+from lightning_minillm.reports import run_folder as runs
+
+Command = Literal["train", "generate", "evaluate"]
+COMMANDS: tuple[Command, ...] = ("train", "generate", "evaluate")
+STATE_FILE = "stage.json"
+LOG_FILE = "log.txt"
+PROGRESS_FILE = "progress.json"
+
+# What decides how a stage is shown and where it lies, and not what comes out of it.
+_NOT_AN_INPUT = ("output_dir", "output", "logger", "name", "cache_dir", "resume", "checkpoint_every")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a recipe."""
+
+    name: str
+    command: Command
+    folder: Path
+    needs: tuple[str, ...]
+    """Stages whose results it reads, ``data`` left out."""
+    config: Config = field(repr=False)
+    """Resolved configuration of the command."""
+    title: str = ""
+    """Name in tables."""
+
+
+class Fingerprints:
+    """Digests of everything that a stage's result depends on.
+
+    Args:
+        stages: all stages by name.
+        data: digest of the data files.
+        folders: paths that may appear in configurations, by a name that stands for them, so that a recipe that was
+            moved keeps its stages.
+    """
+
+    def __init__(self, stages: Mapping[str, Stage], data: str, folders: Mapping[str, Path]) -> None:
+        self._stages = stages
+        self._data = data
+        self._folders = sorted(folders.items(), key=lambda item: -len(str(item[1])))
+        self._known: dict[str, str] = {}
+
+    def __getitem__(self, name: str) -> str:
+        if name not in self._known:
+            stage = self._stages[name]
+            inputs = {
+                "version": lightning_minillm.__version__,
+                "command": stage.command,
+                "config": self._neutral(stage.config),
+                "data": self._data,
+                "needs": {need: self[need] for need in stage.needs},
+            }
+            text = json.dumps(inputs, sort_keys=True)
+            for symbol, folder in self._folders:
+                text = text.replace(str(folder), f"<{symbol}>")
+            self._known[name] = hashlib.sha256(text.encode()).hexdigest()
+        return self._known[name]
+
+    @staticmethod
+    def _neutral(config: Config) -> Config:
+        kept = {key: value for key, value in config.items() if key not in _NOT_AN_INPUT}
+        if "callbacks" in kept:
+            kept["callbacks"] = {"best": (config["callbacks"] or {}).get("best")}
+        return kept
+
+
+def is_finished(stage: Stage, fingerprint: str) -> bool:
+    """Whether the stage's folder holds the result of exactly these inputs."""
+    state = runs.read_json(stage.folder / STATE_FILE) or {}
+    return bool(state.get("finished")) and state.get("fingerprint") == fingerprint
+
+
+def run_stage(stage: Stage, fingerprint: str) -> bool:
+    """Run a stage, unless its result is there; go on with one that was stopped in the middle.
+
+    A folder with the result of other inputs is emptied first. Two processes never work in one folder.
+
+    Args:
+        stage: what to run.
+        fingerprint: of its inputs.
+
+    Returns:
+        Whether anything was done.
+    """
+    stage.folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(stage.folder.with_name(f".{stage.folder.name}.lock")):
+        if is_finished(stage, fingerprint):
+            return False
+        state = runs.read_json(stage.folder / STATE_FILE) or {}
+        if state.get("fingerprint") != fingerprint and stage.folder.exists():
+            _empty(stage.folder)
+        runs.write_json(stage.folder / STATE_FILE, {"fingerprint": fingerprint, "finished": False})
+        started = time.perf_counter()
+        _command(stage.command)(stage.config)
+        seconds = round(time.perf_counter() - started, 1)
+        runs.write_json(stage.folder / STATE_FILE, {"fingerprint": fingerprint, "finished": True, "seconds": seconds})
+        return True
+
+
+def _empty(folder: Path) -> None:
+    """Remove what an earlier run left, but for the log that may be open."""
+    for item in folder.iterdir():
+        if item.name == LOG_FILE:
+            continue
+        if item.is_dir() and not item.is_symlink():
+            shutil.rmtree(item)
+        else:
+            item.unlink()
+
+
+def _command(name: Command) -> Callable[[Config], Any]:
+    if name == "train":
+        from lightning_minillm.cli.train import train
+
+        return train
+    if name == "generate":
+        from lightning_minillm.cli.generate import generate
+
+        return generate
+    from lightning_minillm.cli.evaluate import evaluate
+
+    return evaluate
+
+
+def forget(stage: Stage) -> None:
+    """Have a stage run again whatever its folder holds."""
+    (stage.folder / STATE_FILE).unlink(missing_ok=True)
+
+
+def digest_files(paths: Iterator[Path]) -> str:
+    """Return a digest of the contents of files and folders, in the given order; missing ones count as missing."""
+    digest = hashlib.sha256()
+    for path in paths:
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        for file in files:
+            digest.update(file.name.encode())
+            digest.update(file.read_bytes() if file.is_file() else b"missing")
+    return digest.hexdigest()
+
+
+def data_files(data: Any) -> Iterator[Path]:
+    """Yield every path in a data configuration that exists, but for caches."""
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            if key not in ("cache_dir", "prepare"):
+                yield from data_files(value)
+    elif isinstance(data, list):
+        for value in data:
+            yield from data_files(value)
+    elif isinstance(data, str) and data and len(data) < 1000 and Path(data).exists():
+        yield Path(data)

@@ -1,0 +1,253 @@
+"""Calibration: whether a model is right as often as it is sure.
+
+Legend: B examples, K label words, N examples of a data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
+
+from lightning_minillm.data import EncodedInstructions, InstructionRecord
+from lightning_minillm.data.cache import fingerprint
+from lightning_minillm.evaluation.base import Curve, Evaluation, Findings, Measure, Picture, Record
+from lightning_minillm.evaluation.data_sets import batches_by_length
+from lightning_minillm.evaluation.items import ItemNumbers, metric_name, picture_title
+from lightning_minillm.evaluation.scoring import response_scores
+from lightning_minillm.functional.calibration import reliability_bins
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from lightning_minillm.data import PromptTemplate
+    from lightning_minillm.evaluation.classification.records import ClassificationSource
+    from lightning_minillm.modules import CausalLMModule
+
+MEASURES = {
+    "ece": Measure("ECE", 3, False),
+    "accuracy": Measure("accuracy %", 1, True),
+    "confidence": Measure("mean confidence %", 1),
+}
+_ROOM_FOR_WORDS = 64
+
+
+@dataclass(frozen=True)
+class _Examples:
+    """A tokenised data set: K rows an example, each with one of the label words as response."""
+
+    rows: EncodedInstructions
+    labels: tuple[int, ...]
+    num_words: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class CalibrationEvaluation(Evaluation):
+    """Expected calibration error and accuracy of a classifier made from a language model.
+
+    Each label word is scored as the beginning of a response to the prompt, by the sum of the log-probabilities of its
+    tokens; a softmax over the label words gives the probabilities of the classes.
+
+    The findings are ``ece`` (a fraction, as the paper gives it: bins of equal width, weighted by their predictions),
+    ``accuracy`` and ``confidence`` (percent), and the curve of the reliability diagram: accuracy over confidence, of
+    the bins that have predictions.
+
+    Args:
+        datasets: examples by the name of the data set; those without a path are left out. With one left, metrics have
+            plain names; with several, the data set's before theirs.
+        template: makes the prompts.
+        max_prompt_length: tokens of a prompt, at most; longer ones are left out, with a warning.
+        batch_size: sequences that are read together on one rank, K an example.
+        num_bins: bins of the confidence, at least 1.
+        cache_dir: folder for tokenised data; ``None`` tokenises every time.
+
+    Raises:
+        ValueError: num_bins or batch_size below 1.
+
+    Source: MiniLLM (arXiv 2306.08543), section 3.3, "calibration"; Guo et al. (arXiv 1706.04599), eq. 3.
+    """
+
+    name = "calibration"
+
+    def __init__(
+        self,
+        datasets: Mapping[str, ClassificationSource],
+        template: PromptTemplate,
+        *,
+        max_prompt_length: int = 256,
+        batch_size: int = 64,
+        num_bins: int = 10,
+        cache_dir: str | None = None,
+    ) -> None:
+        if num_bins < 1:
+            raise ValueError(f"num_bins must be at least 1, got {num_bins}")
+        if batch_size < 1:
+            raise ValueError(f"the batch size must be at least 1, got {batch_size}")
+        self.known = tuple(datasets)
+        self.sources = {name: source for name, source in datasets.items() if source.path is not None}
+        self.template = template
+        self.max_prompt_length = max_prompt_length
+        self.batch_size = batch_size
+        self.num_bins = num_bins
+        self.cache_dir = cache_dir
+        self.data: dict[str, _Examples] = {}
+        self.items = ItemNumbers({})
+        self.measures = {self._key(key, name): value for name in self.sources for key, value in MEASURES.items()}
+        self.pictures = {
+            self._key("reliability", name): Picture(
+                picture_title("Reliability", name, self.sources), "confidence", "accuracy", kind="reliability"
+            )
+            for name in self.sources
+        }
+
+    def _key(self, metric: str, data_set: str) -> str:
+        return metric_name(metric, data_set, self.sources)
+
+    # --- before any model -------------------------------------------------------------------------------------------
+
+    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Read the data sets, and tokenise every prompt with every label word.
+
+        Raises:
+            ValueError: no data set has a path; or data that is missing, empty, broken, or has a label without a word.
+        """
+        if not self.sources:
+            first = next(iter(self.known), "NAME")
+            raise ValueError(
+                f"calibration has no data: of its data sets ({', '.join(self.known) or 'none'}) none has a path; give"
+                f" at least one, e.g. evaluation.calibration.datasets.{first}.path=FILE"
+            )
+        for name, source in self.sources.items():
+            try:
+                self.data[name] = self._encode(name, source, tokenizer)
+            except FileNotFoundError as error:
+                raise ValueError(f"data set '{name}': {error}") from error
+        self.items = ItemNumbers({name: len(data) for name, data in self.data.items()})
+
+    def _encode(self, name: str, source: ClassificationSource, tokenizer: PreTrainedTokenizerBase) -> _Examples:
+        examples, words = source.load(), source.label_words
+        _check_words(name, words, tokenizer)
+        rows = EncodedInstructions(
+            [
+                InstructionRecord(one.instruction, one.input, (word,), str(one.label))
+                for one in examples
+                for word in words
+            ],
+            tokenizer,
+            self.template,
+            max_length=self.max_prompt_length + _ROOM_FOR_WORDS,
+            max_prompt_length=self.max_prompt_length,
+            cache_dir=self.cache_dir,
+        )
+        if rows.num_truncated:
+            raise ValueError(
+                f"data set '{name}': a label word of {words} has {_ROOM_FOR_WORDS} tokens or more: shorten it"
+            )
+        if rows.num_dropped:
+            rank_zero_warn(
+                f"{name}: {rows.num_dropped // len(words)} of {len(examples)} prompts have more than"
+                f" max_prompt_length={self.max_prompt_length} tokens and are left out."
+            )
+        # an example's rows have one prompt, so that they were kept or dropped together
+        labels = tuple(int(record.task) for record in rows.records[:: len(words)])
+        return _Examples(rows, labels, len(words))
+
+    def batches(self) -> list[list[int]]:
+        """Return each data set's examples in batches of prompts of like length."""
+        batches = []
+        for name, data in self.data.items():
+            count = data.num_words
+            by_length = batches_by_length(data.rows, len(data.rows))[0]
+            examples = [row // count for row in by_length if row % count == 0]
+            size = max(1, self.batch_size // count)
+            batches += [
+                self.items.number(name, examples[start : start + size]) for start in range(0, len(examples), size)
+            ]
+        return batches
+
+    def identity(self) -> dict[str, Any]:
+        """Return a digest of prompts, label words and labels."""
+        texts = (
+            text
+            for name, data in self.data.items()
+            for record in data.rows.records
+            for text in (name, self.template.format(record.instruction, record.input), record.responses[0], record.task)
+        )
+        return {"name": self.name, "batch_size": self.batch_size, "data": fingerprint("calibration", {}, texts)}
+
+    # --- with a model -----------------------------------------------------------------------------------------------
+
+    def step(self, module: CausalLMModule, items: Sequence[int]) -> list[Record]:
+        """Score the label words of a batch of examples: the log-probability of each under the prompt."""
+        name, examples = self.items.find(items)
+        data = self.data[name]
+        rows = [example * data.num_words + word for example in examples for word in range(data.num_words)]
+        scores = response_scores(module, data.rows.token_batch(rows, normalizer=1.0))
+        of_words = [scores[start : start + data.num_words] for start in range(0, len(scores), data.num_words)]
+        return [
+            {"item": item, "data_set": name, "label": data.labels[example], "logprobs": logprobs}
+            for item, example, logprobs in zip(items, examples, of_words, strict=True)
+        ]
+
+    # --- afterwards -------------------------------------------------------------------------------------------------
+
+    def findings(self, records: Sequence[Record]) -> Findings:
+        """Compute the metrics and the reliability curve of each data set."""
+        values, curves = {}, {}
+        for name in self.sources:
+            own = [record for record in records if record["data_set"] == name]
+            probabilities = torch.tensor([record["logprobs"] for record in own], dtype=torch.float64).softmax(-1)
+            labels = torch.tensor([record["label"] for record in own])
+            measured = calibration_metrics(probabilities, labels, self.num_bins)
+            values |= {self._key(key, name): [measured[key]] for key in MEASURES}
+            confidence, predicted = probabilities.max(-1)
+            bins = reliability_bins(confidence, predicted == labels, self.num_bins)
+            filled = bins.counts > 0
+            curves[self._key("reliability", name)] = Curve(
+                bins.confidence[filled].tolist(), bins.accuracy[filled].tolist()
+            )
+        return Findings(values, curves)
+
+
+def calibration_metrics(probabilities: Tensor, labels: Tensor, num_bins: int = 10) -> dict[str, float]:
+    """Return expected calibration error (a fraction), accuracy and mean confidence (percent).
+
+    Args:
+        probabilities: ``[N, K]`` of the classes, each row with sum 1.
+        labels: ``[N]`` int64 in ``[0, K)``.
+        num_bins: bins of equal width.
+
+    Example:
+        >>> found = calibration_metrics(torch.tensor([[0.75, 0.25], [0.75, 0.25]]), torch.tensor([0, 1]))
+        >>> {name: round(value, 4) for name, value in found.items()}
+        {'ece': 0.25, 'accuracy': 50.0, 'confidence': 75.0}
+    """
+    classes = probabilities.shape[-1]
+    error = multiclass_calibration_error(probabilities, labels, num_classes=classes, n_bins=num_bins, norm="l1")
+    accuracy = multiclass_accuracy(probabilities, labels, num_classes=classes, average="micro")
+    return {
+        "ece": float(error),
+        "accuracy": 100 * float(accuracy),
+        "confidence": 100 * float(probabilities.max(-1).values.mean()),
+    }
+
+
+def _check_words(name: str, words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make sure that label words can be told apart.
+
+    Raises:
+        ValueError: two have the same tokens, or one has none.
+    """
+    ids = [tuple(tokenizer(word, add_special_tokens=False).input_ids) for word in words]
+    if len(set(ids)) < len(ids) or not all(ids):
+        raise ValueError(
+            f"data set '{name}': the label words {', '.join(map(repr, words))} have the token ids {ids} in this"
+            " tokenizer, and cannot be told apart: choose words that it knows"
+        )

@@ -1,0 +1,6 @@
+"""Responses judged by a stronger model behind an API."""
+
+from lightning_minillm.evaluation.judge.client import ChatClient, JudgeError
+from lightning_minillm.evaluation.judge.evaluation import JudgeEvaluation
+
+__all__ = ["ChatClient", "JudgeError", "JudgeEvaluation"]

@@ -1,0 +1,292 @@
+"""Passage retrieval: passages ranked by how likely they make the question.
+
+Legend: C candidates of a question, N target tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torchmetrics.retrieval import RetrievalMRR, RetrievalRecall
+
+from lightning_minillm.data import EncodedInstructions, InstructionRecord
+from lightning_minillm.data.cache import fingerprint
+from lightning_minillm.evaluation.base import Evaluation, Findings, Measure, Picture, Record
+from lightning_minillm.evaluation.items import ItemNumbers, metric_name
+from lightning_minillm.evaluation.scoring import response_scores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from lightning_minillm.data import PromptTemplate
+    from lightning_minillm.evaluation.retrieval.passages import PassageSet, PassageSource, Question
+    from lightning_minillm.modules import CausalLMModule
+
+INSTRUCTION = "Read the passage and write a question or claim about what it says."
+
+
+class SentenceEncoder(Protocol):
+    """What ranks passages without a language model, such as sentence-transformers' ``SentenceTransformer``."""
+
+    def encode(self, sentences: list[str]) -> Any:
+        """Return an array ``[len(sentences), D]``."""
+        ...
+
+
+def load_encoder(path: str) -> SentenceEncoder:
+    """Load a sentence encoder from a folder or hub name.
+
+    Raises:
+        ImportError: the extra ``encoder`` is not installed.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise ImportError(
+            "a sentence encoder needs sentence-transformers: pip install 'lightning-minillm[encoder]'"
+        ) from error
+    encoder: SentenceEncoder = SentenceTransformer(path)
+    return encoder
+
+
+class RetrievalEvaluation(Evaluation):
+    """Mean reciprocal rank and Recall@k of passages ranked by log p(question | passage) under the model.
+
+    The passage is the input of a prompt that asks for a question, and the score is the sum of the log-probabilities of
+    the question's tokens as the response (query likelihood: Ponte and Croft 1998; Sachan et al., arXiv 2204.07496).
+    Values are means over questions, in percent.
+
+    Args:
+        datasets: retrieval sets by name; those without a path are left out. With one left, metrics have plain names.
+        template: makes the prompts.
+        num_questions: at most so many of each set, its first; ``None`` for all.
+        num_candidates: passages that are ranked for a question: the relevant ones, and others drawn from its
+            candidates; at least 2, ``None`` for all.
+        recall_at: the k of Recall@k, each at least 1.
+        seed: of that draw.
+        max_passage_length: tokens of a passage, at most; the rest is cut.
+        max_length: tokens of prompt and question together, at most.
+        batch_size: sequences that are read together on one rank.
+        encoder: makes a sentence encoder, whose ranking by cosine is measured, too; ``None`` for none.
+
+    Raises:
+        ValueError: an option outside its range.
+    """
+
+    name = "retrieval"
+
+    def __init__(
+        self,
+        datasets: Mapping[str, PassageSource],
+        template: PromptTemplate,
+        *,
+        num_questions: int | None = None,
+        num_candidates: int | None = 16,
+        recall_at: Sequence[int] = (1, 5),
+        seed: int = 0,
+        max_passage_length: int = 256,
+        max_length: int = 512,
+        batch_size: int = 64,
+        encoder: Callable[[], SentenceEncoder] | None = None,
+    ) -> None:
+        if num_candidates is not None and num_candidates < 2:
+            raise ValueError(f"num_candidates must be at least 2 or null, got {num_candidates}")
+        for name, value in (("batch_size", batch_size), ("max_passage_length", max_passage_length)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not recall_at or min(recall_at) < 1 or (num_questions is not None and num_questions < 1):
+            raise ValueError("recall_at must name values of at least 1, and num_questions be at least 1 or null")
+        self.known = tuple(datasets)
+        self.sources = {name: source for name, source in datasets.items() if source.path is not None}
+        self.template = template
+        self.num_questions, self.num_candidates = num_questions, num_candidates
+        self.recall_at = tuple(recall_at)
+        self.seed = seed
+        self.max_passage_length, self.max_length = max_passage_length, max_length
+        self.batch_size = batch_size
+        self._make_encoder = encoder
+        self.rows: dict[str, EncodedInstructions] = {}
+        self.relevant: dict[str, list[list[bool]]] = {}
+        self.encoder_scores: dict[str, list[list[float]]] = {}
+        self.items = ItemNumbers({})
+        self.pictures: Mapping[str, Picture] = {}
+        self.measures = {
+            metric_name(key, name, self.sources): measure
+            for name in self.sources
+            for key, measure in self._measures().items()
+        }
+
+    def _measures(self) -> dict[str, Measure]:
+        of_model = {"mrr": Measure("MRR %", 1, True)}
+        of_model |= {f"recall_at_{k}": Measure(f"Recall@{k} %", 1, True) for k in self.recall_at}
+        if self._make_encoder is None:
+            return of_model
+        return of_model | {
+            f"encoder_{key}": Measure(f"{measure.title}, encoder", 1, True) for key, measure in of_model.items()
+        }
+
+    # --- before any model -------------------------------------------------------------------------------------------
+
+    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Read the sets, choose candidates, and tokenise every passage with its question.
+
+        Raises:
+            ValueError: no set has a path, or one is missing, empty, or lacks a field.
+            ImportError: an encoder is asked for and cannot be loaded.
+        """
+        if not self.sources:
+            first = next(iter(self.known), "NAME")
+            raise ValueError(
+                f"retrieval has no data: none of its sets ({', '.join(self.known) or 'none'}) has a path; give at least"
+                f" one, e.g. evaluation.retrieval.datasets.{first}.path=FILE"
+            )
+        encoder = None if self._make_encoder is None else self._make_encoder()
+        for name, source in self.sources.items():
+            try:
+                found = source.load()
+            except FileNotFoundError as error:
+                raise ValueError(f"retrieval set '{name}': {error}") from error
+            questions = found.questions[: self.num_questions]
+            candidates = [self._candidates(question, place) for place, question in enumerate(questions)]
+            self.relevant[name] = [
+                [passage in question.relevant for passage in chosen]
+                for question, chosen in zip(questions, candidates, strict=True)
+            ]
+            self.rows[name] = self._encode(name, found, questions, candidates, tokenizer)
+            if encoder is not None:
+                self.encoder_scores[name] = _cosines(encoder, found, questions, candidates)
+        self.items = ItemNumbers({name: len(relevant) for name, relevant in self.relevant.items()})
+
+    def _candidates(self, question: Question, place: int) -> list[int]:
+        """Return the passages to rank, in the order of the set; the draw depends on seed and question alone."""
+        others = [passage for passage in question.candidates if passage not in question.relevant]
+        if self.num_candidates is not None:
+            room = max(1, self.num_candidates - len(question.relevant))
+            drawn = np.random.default_rng((self.seed, place)).permutation(len(others))[:room]
+            others = [others[index] for index in drawn]
+        return sorted([*question.relevant, *others])
+
+    def _encode(
+        self,
+        name: str,
+        found: PassageSet,
+        questions: Sequence[Question],
+        candidates: Sequence[Sequence[int]],
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> EncodedInstructions:
+        used = sorted({passage for chosen in candidates for passage in chosen})
+        cut = {passage: _cut(found.passages[passage], self.max_passage_length, tokenizer) for passage in used}
+        records = [
+            InstructionRecord(INSTRUCTION, cut[passage], (question.text,))
+            for question, chosen in zip(questions, candidates, strict=True)
+            for passage in chosen
+        ]
+        rows = EncodedInstructions(
+            records, tokenizer, self.template, max_length=self.max_length, max_prompt_length=self.max_length - 1
+        )
+        if rows.num_dropped or rows.num_truncated:
+            raise ValueError(
+                f"retrieval set '{name}': {rows.num_dropped + rows.num_truncated} passages with their questions have"
+                f" more than max_length={self.max_length} tokens: lower evaluation.retrieval.max_passage_length"
+                f" ({self.max_passage_length})"
+            )
+        return rows
+
+    def batches(self) -> list[list[int]]:
+        """Return each set's questions, as many together as their candidates fill a batch."""
+        batches = []
+        for name, relevant in self.relevant.items():
+            size = max(1, self.batch_size // max(map(len, relevant)))
+            places = range(len(relevant))
+            batches += [self.items.number(name, places[start : start + size]) for start in places[::size]]
+        return batches
+
+    def identity(self) -> dict[str, Any]:
+        """Return a digest of passages and questions, in their pairs."""
+        texts = (
+            text
+            for name, rows in self.rows.items()
+            for record in rows.records
+            for text in (name, self.template.format(record.instruction, record.input), record.responses[0])
+        )
+        return {"name": self.name, "batch_size": self.batch_size, "data": fingerprint("retrieval", {}, texts)}
+
+    # --- with a model -----------------------------------------------------------------------------------------------
+
+    def step(self, module: CausalLMModule, items: Sequence[int]) -> list[Record]:
+        """Score the candidates of a batch of questions: log p(question | passage) of each."""
+        name, questions = self.items.find(items)
+        counts = list(map(len, self.relevant[name]))
+        starts = np.cumsum([0, *counts])
+        rows = [row for question in questions for row in range(starts[question], starts[question + 1])]
+        scores: list[float] = []
+        for start in range(0, len(rows), self.batch_size):
+            chosen = rows[start : start + self.batch_size]
+            scores += response_scores(module, self.rows[name].token_batch(chosen, normalizer=1.0))
+        of_question = iter(scores)
+        return [
+            {"item": item, "data_set": name, "scores": [next(of_question) for _ in range(counts[question])]}
+            for item, question in zip(items, questions, strict=True)
+        ]
+
+    # --- afterwards -------------------------------------------------------------------------------------------------
+
+    def findings(self, records: Sequence[Record]) -> Findings:
+        """Compute MRR and Recall@k of each set."""
+        values: dict[str, list[float]] = {}
+        for name in self.sources:
+            scores = [record["scores"] for record in records if record["data_set"] == name]
+            measured = retrieval_metrics(scores, self.relevant[name], self.recall_at)
+            if name in self.encoder_scores:
+                by_encoder = retrieval_metrics(self.encoder_scores[name], self.relevant[name], self.recall_at)
+                measured |= {f"encoder_{key}": value for key, value in by_encoder.items()}
+            values |= {metric_name(key, name, self.sources): [value] for key, value in measured.items()}
+        return Findings(values)
+
+
+def retrieval_metrics(
+    scores: Sequence[Sequence[float]], relevant: Sequence[Sequence[bool]], recall_at: Sequence[int] = (1, 5)
+) -> dict[str, float]:
+    """Return MRR and Recall@k in percent.
+
+    Args:
+        scores: of the candidates of each question; more is better.
+        relevant: whether each candidate is relevant, at least one of each question.
+        recall_at: the k.
+
+    Example:
+        >>> retrieval_metrics([[0.1, 0.3, 0.2]], [[False, False, True]], recall_at=[1])
+        {'mrr': 50.0, 'recall_at_1': 0.0}
+    """
+    # torchmetrics counts what has a score of 0 or less as not found: every question's scores are moved above
+    predictions = torch.tensor([1 + score - min(row) for row in scores for score in row], dtype=torch.float64)
+    targets = torch.tensor([flag for row in relevant for flag in row])
+    indexes = torch.tensor([place for place, row in enumerate(relevant) for _ in row])
+    metrics = {"mrr": RetrievalMRR()} | {f"recall_at_{k}": RetrievalRecall(top_k=k) for k in recall_at}
+    return {name: 100 * float(metric(predictions, targets, indexes=indexes)) for name, metric in metrics.items()}
+
+
+def _cosines(
+    encoder: SentenceEncoder, found: PassageSet, questions: Sequence[Question], candidates: Sequence[Sequence[int]]
+) -> list[list[float]]:
+    used = sorted({passage for chosen in candidates for passage in chosen})
+    places = {passage: place for place, passage in enumerate(used)}
+    of_passages = _directions(encoder.encode([found.passages[passage] for passage in used]))
+    of_questions = _directions(encoder.encode([question.text for question in questions]))
+    return [
+        (of_passages[[places[passage] for passage in chosen]] @ of_questions[place]).tolist()
+        for place, chosen in enumerate(candidates)
+    ]
+
+
+def _directions(vectors: Any) -> Any:
+    array = np.asarray(vectors, dtype=np.float64)
+    return array / np.maximum(np.linalg.norm(array, axis=-1, keepdims=True), 1e-12)
+
+
+def _cut(text: str, length: int, tokenizer: PreTrainedTokenizerBase) -> str:
+    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    return text if len(ids) <= length else str(tokenizer.decode(ids[:length], skip_special_tokens=True))

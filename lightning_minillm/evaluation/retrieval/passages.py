@@ -1,0 +1,202 @@
+"""Passage retrieval: questions, passages, and which passages hold the evidence for which question."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning_minillm.data.records import iterate_rows
+
+Unit = Literal["document", "sentence"]
+Reader = Callable[..., "PassageSet"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question with its candidates."""
+
+    text: str
+    candidates: tuple[int, ...]
+    """Places in the passages, at least two."""
+    relevant: frozenset[int]
+    """Those of the candidates that hold evidence, at least one."""
+
+
+@dataclass(frozen=True)
+class PassageSet:
+    """Passages, and the questions that are asked of them."""
+
+    passages: tuple[str, ...]
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
+class PassageSource:
+    """Where to find a retrieval set.
+
+    Args:
+        path: a file or folder, as the reader wants it; ``None`` where there is none.
+        reader: :func:`read_scifact`, :func:`read_peerqa`, or your own function of a path.
+        options: of the reader.
+    """
+
+    path: str | None
+    reader: Reader
+    options: Mapping[str, Any] | None = None
+
+    def load(self) -> PassageSet:
+        """Return the set.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: no path, a missing field, or no question with a relevant and another passage.
+        """
+        if self.path is None:
+            raise ValueError("the retrieval set has no path: give a file or folder")
+        found = self.reader(self.path, **(self.options or {}))
+        if not found.questions:
+            raise ValueError(f"'{self.path}' holds no question with a relevant passage and another one beside it")
+        return found
+
+
+def scifact_source(path: str | None, unit: Unit = "document") -> PassageSource:
+    """Return a source of SciFact claims; see :func:`read_scifact`."""
+    return PassageSource(path, read_scifact, {"unit": unit})
+
+
+def peerqa_source(path: str | None) -> PassageSource:
+    """Return a source of PeerQA questions; see :func:`read_peerqa`."""
+    return PassageSource(path, read_peerqa)
+
+
+def read_scifact(path: str | Path, unit: Unit = "document") -> PassageSet:
+    """Read SciFact claims (Wadden et al., arXiv 2004.14974) from a table.
+
+    Args:
+        path: rows with ``query`` (the claim), ``text`` (an abstract with spaces between its tokens) and ``rationale``
+            (a list of 0 and 1, whether each token is evidence).
+        unit: ``"document"``: the passages are all abstracts of the file, and a claim's own ones are relevant;
+            ``"sentence"``: the sentences of the claim's abstract, of which those with evidence are relevant.
+
+    Returns:
+        Passages and claims; a claim without a relevant passage, or with no other one, is left out.
+
+    Raises:
+        ValueError: an unknown unit, a missing column, or a rationale of another length than the abstract.
+    """
+    if unit not in ("document", "sentence"):
+        raise ValueError(f"unit must be document or sentence, got {unit!r}")
+    rows = [
+        (where, *(_field(row, key, where) for key in ("query", "text", "rationale")))
+        for where, row in iterate_rows(path)
+    ]
+    if unit == "sentence":
+        return _sentences(rows)
+    places = {text: place for place, text in enumerate(dict.fromkeys(text for _, _, text, _ in rows))}
+    relevant: dict[str, set[int]] = {}
+    for _, query, text, _ in rows:
+        relevant.setdefault(query, set()).add(places[text])
+    candidates = tuple(range(len(places)))
+    questions = [Question(query, candidates, frozenset(found)) for query, found in relevant.items()]
+    return PassageSet(tuple(places), tuple(_answerable(questions)))
+
+
+def _sentences(rows: Sequence[tuple[str, str, str, Any]]) -> PassageSet:
+    passages: list[str] = []
+    questions = []
+    for where, query, text, rationale in rows:
+        tokens, flags = text.split(" "), _flags(rationale, where)
+        if len(flags) > len(tokens):
+            raise ValueError(f"{where}: the rationale marks {len(flags)} tokens and the text has {len(tokens)}")
+        start, first, relevant = 0, len(passages), set()
+        for place, token in enumerate(tokens, start=1):
+            if token in (".", "?", "!") or place == len(tokens):
+                sentence = " ".join(tokens[start:place]).strip()
+                if sentence:
+                    if any(flags[start:place]):
+                        relevant.add(len(passages))
+                    passages.append(sentence)
+                start = place
+        questions.append(Question(query, tuple(range(first, len(passages))), frozenset(relevant)))
+    return PassageSet(tuple(passages), tuple(_answerable(questions)))
+
+
+def _flags(rationale: Any, where: str) -> list[int]:
+    try:
+        flags = json.loads(rationale) if isinstance(rationale, str) else list(rationale)
+        return [int(flag) for flag in flags]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: the rationale must be a list of 0 and 1, got {str(rationale)[:60]!r}") from error
+
+
+def read_peerqa(path: str | Path) -> PassageSet:
+    """Read PeerQA (Baumgärtner et al., arXiv 2502.13668): questions of reviewers about papers.
+
+    Args:
+        path: a folder with ``papers.jsonl`` (a sentence a line: ``paper_id``, ``idx``, ``pidx``, ``content``) and
+            ``qa.jsonl`` (``paper_id``, ``question``, ``answer_evidence_mapped``: the ``idx`` of sentences, as one
+            ``{"idx": [[...], ...]}`` or as a list of ``{"idx": [...]}``).
+
+    Returns:
+        The paragraphs of all papers (the sentences of one ``pidx``), and the questions; candidates are the paragraphs
+        of the question's paper. Questions without evidence are left out, and so are, with a warning, those about papers
+        that are not there (some papers' licences do not let them be passed on).
+
+    Raises:
+        FileNotFoundError: one of the files is not there.
+        ValueError: a missing field.
+    """
+    folder = Path(path)
+    paragraphs: dict[tuple[str, int], dict[int, str]] = {}
+    place_of: dict[tuple[str, int], tuple[str, int]] = {}
+    for where, row in iterate_rows(folder / "papers.jsonl"):
+        paper, index = str(_field(row, "paper_id", where)), int(_field(row, "idx", where))
+        paragraph = (paper, int(_field(row, "pidx", where)))
+        place_of[paper, index] = paragraph
+        paragraphs.setdefault(paragraph, {})[index] = str(_field(row, "content", where))
+    places = {paragraph: place for place, paragraph in enumerate(paragraphs)}
+    of_paper: dict[str, list[int]] = {}
+    for (paper, _), place in places.items():
+        of_paper.setdefault(paper, []).append(place)
+    questions, num_missing = [], 0
+    for where, row in iterate_rows(folder / "qa.jsonl"):
+        paper = str(_field(row, "paper_id", where))
+        if paper not in of_paper:
+            num_missing += 1
+            continue
+        marked = _evidence(row.get("answer_evidence_mapped"))
+        relevant = frozenset(places[place_of[paper, index]] for index in marked if (paper, index) in place_of)
+        questions.append(Question(str(_field(row, "question", where)), tuple(of_paper[paper]), relevant))
+    if num_missing:
+        warnings.warn(
+            f"'{folder / 'qa.jsonl'}': {num_missing} questions are about papers that papers.jsonl does not hold, and"
+            " are left out.",
+            stacklevel=2,
+        )
+    texts = (" ".join(parts[index] for index in sorted(parts)) for parts in paragraphs.values())
+    return PassageSet(tuple(texts), tuple(_answerable(questions)))
+
+
+def _evidence(mapped: Any) -> list[int]:
+    """Return the sentences that hold evidence, from either form of the field.
+
+    Evidence that was not found in the text of the paper has ``None`` in their place.
+    """
+    groups = mapped["idx"] if isinstance(mapped, Mapping) else [evidence["idx"] for evidence in mapped or ()]
+    return [int(index) for group in groups or () for index in group or () if index is not None]
+
+
+def _answerable(questions: Sequence[Question]) -> list[Question]:
+    return [
+        question for question in questions if question.relevant and len(question.candidates) > len(question.relevant)
+    ]
+
+
+def _field(row: Mapping[str, Any], name: str, where: str) -> Any:
+    if row.get(name) is None or row[name] == "":
+        raise ValueError(f"{where}: no {name!r}; the row has {', '.join(map(repr, row))}")
+    return row[name]

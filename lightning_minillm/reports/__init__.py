@@ -1,0 +1,1 @@
+"""Results on paper: tables, pictures, and what a run's folder holds."""

@@ -1,0 +1,289 @@
+"""Finds what was measured in the folders of runs: recipes, evaluations, training runs, and sweeps of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_minillm.reports import run_folder as runs
+from lightning_minillm.reports import summary as report
+from lightning_minillm.reports.plots import read_curve
+
+EXPECTED = (
+    "a recipe's folder (results.json), an output folder of minillm-evaluate (results.json), a training run"
+    " (config.yaml, metrics.json), or a sweep (a folder of such folders)"
+)
+_OVERRIDES = Path(".hydra") / "overrides.yaml"
+_METRICS = "rougeL exact_match reverse_kl response_length loss".split()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of one run."""
+
+    model: str
+    """Its name in the table."""
+    group: str
+    """Entries of the same model and group differ in nothing but the training seed."""
+    folder: Path
+    """Of the run; its name tells apart models of the same name."""
+    split: str
+    """On which data it was measured: ``test``, ``validation``."""
+    values: Mapping[str, Sequence[float]]
+    """By metric, one value a sampling seed; empty when the run has none yet."""
+    seed: int | None = None
+    """Of training, where it is known."""
+    responses: Mapping[tuple[str, int], Path] = field(default_factory=dict)
+    """JSON lines with ``index``, ``references`` and ``response``, by data set (empty for a single one) and seed."""
+    measures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """How metrics are shown, where the run says it: ``title``, ``decimals``, ``higher_is_better``."""
+    metrics: Path | None = None
+    """Run directory with the learning curve."""
+    starts_at: int = 0
+    """Optimiser steps before the learning curve begins."""
+    is_teacher: bool = False
+    lacks: str = ""
+    """What should be there and is not."""
+
+
+def read_runs(folders: Sequence[str | Path]) -> list[Entry]:
+    """Read all models of all runs; a folder that is given twice counts once.
+
+    Raises:
+        ValueError: no folder given, one that does not exist, or one that holds no run.
+    """
+    if not folders:
+        raise ValueError(f"name at least one run, e.g. minillm-compare outputs/quickstart/seed_0; a run is {EXPECTED}")
+    entries: dict[tuple[Path, str], Entry] = {}
+    for given in folders:
+        folder = Path(given).expanduser().resolve()
+        if not folder.is_dir():
+            raise ValueError(f"there is no folder {str(given)!r}; a run is {EXPECTED}")
+        found = read_run(folder)
+        if found is None:
+            found = list(_read_sweep(folder))
+        if not found:
+            raise ValueError(f"{str(given)!r} holds no run; expected is {EXPECTED}")
+        entries |= {(entry.folder, entry.model): entry for entry in found}
+    return list(entries.values())
+
+
+def read_run(folder: Path) -> list[Entry] | None:
+    """Return the models of one recipe, evaluation or training run, or ``None`` when the folder is none of them."""
+    config = runs.read_config(folder) or {}
+    if "recipe" in config:
+        return _read_recipe(folder, config)
+    results = runs.read_json(folder / report.RESULTS_JSON)
+    if results and "models" in results:
+        return _read_evaluation(folder, config, results)
+    if "max_steps" in config and "module" in config:
+        return [_read_training(folder, config)]
+    if "models" in config and "seeds" in config:
+        names = config["models"] or {"model": config["model"]}
+        lacks = f"{report.RESULTS_JSON} (the evaluation has not finished)"
+        return [Entry(name, str(folder), folder, config.get("split", "test"), {}, lacks=lacks) for name in names]
+    return None
+
+
+# --- recipes --------------------------------------------------------------------------------------------------------
+
+
+def _read_recipe(folder: Path, config: Mapping[str, Any]) -> list[Entry]:
+    node = config["recipe"]
+    stages, seeds = node["stages"], node["evaluate"]["seeds"]
+    results = runs.read_json(folder / report.RESULTS_JSON) or {"models": {}}
+    group = results.get("settings") or _digest([node, config.get("teacher_seed")], folder, config["seed"])
+    entries = []
+    for stage in node["evaluate"]["models"]:
+        title = stages[stage].get("title") or stage
+        summary = results["models"].get(title, {})
+        start = stages[stage].get("starts_at")
+        own = _beside(folder, config, stage)
+        start_config = (runs.read_config(_beside(folder, config, start)) or {}) if start else {}
+        entry = Entry(
+            model=title,
+            group=group,
+            folder=folder,
+            split="test",
+            values={metric: value["values"] for metric, value in summary.items()},
+            seed=None if stage in node["shared"] else config["seed"],
+            responses=_response_files(_beside(folder, config, f"evaluate_{stage}"), stage, seeds),
+            measures=results.get("measures", {}),
+            metrics=own,
+            starts_at=int(start_config.get("max_steps", 0)),
+            is_teacher=stage == node["teacher"],
+            lacks="" if summary else f"{report.RESULTS_JSON} (the recipe has not finished)",
+        )
+        entries.append(entry)
+    return entries
+
+
+def _beside(folder: Path, config: Mapping[str, Any], stage: str) -> Path:
+    """Return a stage's folder, also where a recipe's results were moved together with what they share."""
+    if stage.removeprefix("evaluate_") not in config["recipe"]["shared"]:
+        return folder / stage
+    shared = Path(config["shared_dir"])
+    return (shared if shared.is_dir() else folder.parent / shared.name) / stage
+
+
+# --- evaluations ----------------------------------------------------------------------------------------------------
+
+
+def _read_evaluation(folder: Path, config: Mapping[str, Any], results: Mapping[str, Any]) -> list[Entry]:
+    paths = config.get("models") or {"model": config.get("model")}
+    teacher = (config.get("teacher") or {}).get("path")
+    seeds, data_sets = results.get("seeds", []), [*(results.get("data_sets") or {})]
+    return [
+        Entry(
+            model=name,
+            group=str(folder),
+            folder=folder,
+            split=results.get("split", "test"),
+            values={metric: value["values"] for metric, value in summary.items()},
+            responses=_response_files(folder, name, seeds, data_sets),
+            measures=results.get("measures", {}),
+            is_teacher=teacher is not None and paths.get(name) == teacher,
+        )
+        for name, summary in results["models"].items()
+    ]
+
+
+def _response_files(
+    folder: Path, model: str, seeds: Sequence[int], data_sets: Sequence[str] = ()
+) -> dict[tuple[str, int], Path]:
+    names = ["", *(data_sets if len(data_sets) > 1 else ())]
+    files = {
+        (name, seed): folder / "responses" / "_".join(filter(None, [model, name, f"seed_{seed}.jsonl"]))
+        for name in names
+        for seed in seeds
+    }
+    return {key: file for key, file in files.items() if file.is_file()}
+
+
+# --- training runs --------------------------------------------------------------------------------------------------
+
+
+def _read_training(folder: Path, config: Mapping[str, Any]) -> Entry:
+    """Read a training run: the validation of the weights that were kept, or the last one where none were."""
+    metrics = runs.read_json(folder / runs.METRICS_FILE)
+    best = (metrics or {}).get("best")
+    values, step = {}, None
+    for metric in _METRICS:
+        curve = dict(read_curve(folder, f"val/{metric}"))
+        if metrics and curve:
+            step = _step_of(curve, best["optimizer_steps"] if best else None)
+            values[metric] = [curve[step]]
+        elif metrics and f"val/{metric}" in metrics["last"]:
+            values[metric] = [metrics["last"][f"val/{metric}"]]
+    if best:  # the checkpoint says it in full precision
+        values[best["metric"].removeprefix("val/")] = [best["value"]]
+    samples = _sample_file(folder, best["optimizer_steps"] if best else step)
+    identity = {key: value for key, value in config.items() if key not in ("output_dir", "cache_dir", "logger")}
+    if "callbacks" in identity:
+        identity["callbacks"] = None
+    return Entry(
+        model=config["name"],
+        group=_digest(identity, folder, config["seed"]),
+        folder=folder,
+        split="validation",
+        values=values,
+        seed=config["seed"],
+        responses={("", config["validation"]["seed"]): samples} if samples else {},
+        metrics=folder,
+        lacks="" if metrics else f"{runs.METRICS_FILE} (the run has not finished)",
+    )
+
+
+def _step_of(curve: Mapping[int, float], optimizer_steps: int | None) -> int:
+    """Return the step under which the logger has a validation: Lightning counts it from 0 while it trains."""
+    if optimizer_steps is None:
+        return max(curve)
+    return next((step for step in (optimizer_steps, optimizer_steps - 1) if step in curve), max(curve))
+
+
+def _sample_file(folder: Path, step: int | None) -> Path | None:
+    if step is None:
+        return None
+    files = [folder / "samples" / f"val_step_{number:06d}.jsonl" for number in (step, step + 1)]
+    return next((file for file in files if file.is_file()), None)
+
+
+# --- sweeps ---------------------------------------------------------------------------------------------------------
+
+
+def _read_sweep(folder: Path) -> Iterator[Entry]:
+    """Read the runs in a folder, named by the overrides in which they differ."""
+    jobs = sorted((item for item in folder.iterdir() if item.is_dir()), key=_job_order)
+    found = {job: read_run(job) for job in jobs}
+    unstarted = {job for job in jobs if found[job] is None and (job / _OVERRIDES).is_file()}
+    overrides = {job: _overrides(job) for job in jobs if found[job] is not None or job in unstarted}
+    labels = label_jobs(overrides)
+    for job in overrides:
+        label = labels[job]
+        if job in unstarted:
+            yield Entry(label or job.name, str(folder), job, "", {}, lacks="everything (the job failed or was not run)")
+            continue
+        entries = found[job] or []
+        for entry in entries:
+            single = len(entries) == 1 and label
+            name = label if single else (f"{entry.model}, {label}" if label else entry.model)
+            # in a sweep the label is what tells jobs apart; without one, jobs differ in the seed at most
+            yield replace(entry, model=name, group=f"{folder} {label}" if label else entry.group)
+
+
+def _job_order(folder: Path) -> tuple[int, int, str]:
+    return (0, int(folder.name), "") if folder.name.isdigit() else (1, 0, folder.name)
+
+
+def _overrides(job: Path) -> dict[str, str]:
+    file = job / _OVERRIDES
+    lines = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else []
+    pairs = (str(line).lstrip("+").partition("=") for line in lines or [])
+    return {key: value for key, _, value in pairs}
+
+
+def label_jobs(overrides: Mapping[Path, Mapping[str, str]]) -> dict[Path, str]:
+    """Name jobs by the overrides in which they differ, the training seed left out.
+
+    Args:
+        overrides: by job, ``{key: value}``.
+
+    Returns:
+        Such as ``"teacher_mix_alpha=0.2, lr=1e-4"``; keys are as short as they can be without being the same.
+
+    Example:
+        >>> a, b = {"loss.gamma": "1", "seed": "0"}, {"loss.gamma": "0.9", "seed": "0"}
+        >>> list(label_jobs({Path("0"): a, Path("1"): b}).values())
+        ['gamma=1', 'gamma=0.9']
+    """
+    keys = list(dict.fromkeys(key for given in overrides.values() for key in given if key not in ("seed", "sweep")))
+    differing = [key for key in keys if len({given.get(key) for given in overrides.values()}) > 1]
+    last = [key.rpartition(".")[2] for key in differing]
+    short = {key: name if last.count(name) == 1 else key for key, name in zip(differing, last, strict=True)}
+    return {
+        job: ", ".join(f"{short[key]}={given[key]}" for key in differing if key in given)
+        for job, given in overrides.items()
+    }
+
+
+# --- identity -------------------------------------------------------------------------------------------------------
+
+
+def _digest(value: Any, folder: Path, seed: int) -> str:
+    """Digest a configuration so that runs of other training seeds, in other folders, have the same."""
+    text = json.dumps(_without_seed(value, seed), sort_keys=True, default=str)
+    text = re.sub(rf"seed_{seed}\b", "seed_*", text.replace(str(folder), "<folder>"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _without_seed(value: Any, seed: int) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_seed(item, seed) for key, item in value.items() if (key, item) != ("seed", seed)}
+    return [_without_seed(item, seed) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,83 @@
+"""What evaluations found out about several models, in one place: numbers, curves, and how they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lightning_minillm.evaluation import Curve, Evaluation, Findings, Measure, Picture
+from lightning_minillm.reports.summary import Column, Summary, summarise_values
+
+PLAIN = "responses"
+"""The evaluation whose metrics have no name before theirs."""
+
+
+@dataclass
+class Results:
+    """Grows by the findings of one evaluation of one model at a time."""
+
+    measures: dict[str, Measure] = field(default_factory=dict)
+    """How each metric is shown, in the order of columns."""
+    pictures: dict[str, Picture] = field(default_factory=dict)
+    models: dict[str, Summary] = field(default_factory=dict)
+    curves: dict[str, dict[str, Curve]] = field(default_factory=dict)
+    """By picture, then by model."""
+
+    def add(self, model: str, evaluation: Evaluation, findings: Findings) -> None:
+        """Add what an evaluation found out about a model."""
+        prefix = "" if evaluation.name == PLAIN else f"{evaluation.name}/"
+        self.measures |= {prefix + name: measure for name, measure in evaluation.measures.items()}
+        self.pictures |= {prefix + name: picture for name, picture in evaluation.pictures.items()}
+        summary = self.models.setdefault(model, {})
+        for name, values in findings.values.items():
+            summary[prefix + name] = summarise_values([float(value) for value in values])
+        for name, curve in findings.curves.items():
+            self.curves.setdefault(prefix + name, {})[model] = curve
+
+    @property
+    def groups(self) -> dict[str, list[Column]]:
+        """The columns of each table, by its title: an evaluation, or a data set of the responses."""
+        groups: dict[str, list[Column]] = {}
+        for key, measure in self.measures.items():
+            if any(key in summary for summary in self.models.values()):
+                column = (key, measure.title, measure.decimals, measure.higher_is_better)
+                groups.setdefault(group_of(key), []).append(column)
+        return groups
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the numbers of the models, which stand on their own in ``results.json``."""
+        pictures = {
+            key: {**asdict(self.pictures[key]), "curves": {model: asdict(curve) for model, curve in curves.items()}}
+            for key, curves in self.curves.items()
+        }
+        return {"measures": {key: asdict(measure) for key, measure in self.measures.items()}, "pictures": pictures}
+
+
+def group_of(key: str) -> str:
+    """Return the title of the table or section that a metric or picture belongs to.
+
+    Example:
+        >>> group_of("exposure_bias/excess_error"), group_of("rougeL")
+        ('exposure_bias', 'responses')
+    """
+    return key.rpartition("/")[0] or PLAIN
+
+
+def from_json(stored: Sequence[Mapping[str, Any]], names: Mapping[str, str] | None = None) -> Results:
+    """Put together what several ``results.json`` hold.
+
+    Args:
+        stored: their contents.
+        names: other names for the models in them.
+    """
+    results = Results()
+    for content in stored:
+        results.measures |= {key: Measure(**measure) for key, measure in content.get("measures", {}).items()}
+        results.models |= {(names or {}).get(model, model): summary for model, summary in content["models"].items()}
+        for key, picture in content.get("pictures", {}).items():
+            shown = {name: value for name, value in picture.items() if name != "curves"}
+            results.pictures[key] = Picture(**shown)
+            for model, curve in picture["curves"].items():
+                results.curves.setdefault(key, {})[(names or {}).get(model, model)] = Curve(**curve)
+    return results

@@ -1,0 +1,89 @@
+"""Whether a model's Rouge-L differs from a baseline's by more than the choice of prompts: paired bootstrap."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from statistics import fmean
+
+import torch
+
+from lightning_minillm.functional.bootstrap import PairedDifference, paired_bootstrap
+from lightning_minillm.metrics.responses import rouge_l
+from lightning_minillm.reports.read_runs import Entry
+
+Scores = dict[tuple[int | None, int], dict[int, float]]
+"""By training seed and sampling seed: Rouge-L of each prompt by its index."""
+
+
+def compare_with_baseline(
+    model: Sequence[Entry], baseline: Sequence[Entry], data_set: str = "", num_resamples: int = 2000
+) -> tuple[PairedDifference, int] | None:
+    """Compare two models on the prompts that both have answered.
+
+    A prompt's score is its mean over the training and sampling seeds that both models have; where their training
+    seeds have none in common (a teacher's, say), over all training seeds of each.
+
+    Args:
+        model: its entries, one a training seed.
+        baseline: likewise.
+        data_set: whose prompts; empty where there is one.
+        num_resamples: of prompts.
+
+    Returns:
+        The difference, model minus baseline, and the number of prompts; ``None`` when there are no common ones.
+    """
+    first, second = scores(model, data_set), scores(baseline, data_set)
+    if not first or not second or not _same_prompts(model, baseline, data_set):
+        return None
+    common_runs = first.keys() & second.keys()
+    if common_runs:
+        first, second = ({key: rows[key] for key in common_runs} for rows in (first, second))
+    else:
+        seeds = {seed for _, seed in first} & {seed for _, seed in second}
+        first, second = ({key: row for key, row in rows.items() if key[1] in seeds} for rows in (first, second))
+        if not seeds:
+            return None
+    prompts = sorted(set.intersection(*(set(row) for rows in (first, second) for row in rows.values())))
+    if not prompts:
+        return None
+    means = [
+        torch.tensor([fmean(row[index] for row in rows.values()) for index in prompts], dtype=torch.float64)
+        for rows in (first, second)
+    ]
+    return paired_bootstrap(*means, num_resamples=num_resamples), len(prompts)
+
+
+def scores(entries: Sequence[Entry], data_set: str = "") -> Scores:
+    """Return the Rouge-L of every prompt, as the evaluation wrote it down or else computed from the texts."""
+    return {
+        (entry.seed, seed): {index: score for index, (_, score) in _read(file).items()}
+        for entry in entries
+        for (name, seed), file in entry.responses.items()
+        if name == data_set
+    }
+
+
+def _same_prompts(model: Sequence[Entry], baseline: Sequence[Entry], data_set: str) -> bool:
+    """Whether an index means the same prompt in all files."""
+    known: dict[int, str] = {}
+    files = [file for entry in (*model, *baseline) for (name, _), file in entry.responses.items() if name == data_set]
+    return all(known.setdefault(index, text) == text for file in files for index, (text, _) in _read(file).items())
+
+
+def _read(file: Path) -> Mapping[int, tuple[str, float]]:
+    """Return prompt and Rouge-L by index."""
+    return _read_version(file, file.stat().st_mtime_ns)
+
+
+@cache
+def _read_version(file: Path, version: int) -> Mapping[int, tuple[str, float]]:
+    """Read a file once; it is read again when it has changed."""
+    found = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        score = row["rougeL"] if "rougeL" in row else rouge_l(row["response"], row["references"])
+        found[row["index"]] = (row["prompt"], score)
+    return found
