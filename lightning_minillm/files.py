@@ -1,0 +1,176 @@
+"""Files that are either complete or absent, JSON Lines, and digests that tell whether two things are the same.
+
+Everything that a run keeps goes through here, so that a process killed at any moment leaves no half-written file under
+its final name, and a cut last line is dropped before anything is appended.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_SAMPLED_BYTES = 2**16
+
+
+# --- whole files ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def replacing(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
+    """Give a temporary path beside ``path`` to write to, and move it into place when the block succeeds.
+
+    Args:
+        path: the file; its folder is created. A folder of that name is replaced.
+        durable: wait until the content is on the disk before it is moved.
+
+    Yields:
+        The path to write to, on the same file system. It is removed when the block raises.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "note.txt"
+        >>> with replacing(file) as scratch:
+        ...     _ = scratch.write_text("done")
+        >>> file.read_text()
+        'done'
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield scratch
+        if durable:
+            with open(scratch, "rb+") as file:
+                os.fsync(file.fileno())
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file in UTF-8; it is complete or absent."""
+    with replacing(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write indented JSON; the file is complete or absent."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Return the content of a JSON file, or ``None`` if there is no such file."""
+    path = Path(path)
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+# --- JSON Lines -----------------------------------------------------------------------------------------------------
+
+
+def to_json_line(row: Mapping[str, Any]) -> str:
+    """Return one line of a JSON Lines file, newline included."""
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def write_json_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSON Lines file; it is complete or absent."""
+    write_text(path, "".join(map(to_json_line, rows)))
+
+
+def append_json_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append rows to a JSON Lines file; they have been handed to the system when this returns."""
+    with open(path, "a", encoding="utf-8", newline="\n") as file:
+        file.write("".join(map(to_json_line, rows)))
+
+
+def iterate_json_lines(path: str | Path) -> Iterator[dict[str, Any]]:
+    r"""Yield the rows of a JSON Lines file.
+
+    Only ``\n`` ends a line: text may contain any other line separator of Unicode.
+
+    Raises:
+        ValueError: a line is not JSON; the message gives its number.
+    """
+    with open(path, encoding="utf-8", newline="\n") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number} of {str(path)!r} is not valid JSON: {error}") from error
+
+
+def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
+    """Return the rows of a JSON Lines file; see :func:`iterate_json_lines`."""
+    return list(iterate_json_lines(path))
+
+
+def drop_cut_line(path: str | Path) -> None:
+    r"""Truncate a file after its last ``\n``, removing what a killed process left of a line."""
+    whole, newline, _ = Path(path).read_bytes().rpartition(b"\n")
+    os.truncate(path, len(whole) + len(newline))
+
+
+# --- the same thing? ------------------------------------------------------------------------------------------------
+
+
+def digest(value: Any, texts: Iterable[str] = ()) -> str:
+    """Return a SHA-256 digest of a JSON value and of texts, equal in every process.
+
+    Args:
+        value: plain JSON; the order of keys does not matter.
+        texts: any number of strings, in order; not held in memory together.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Example:
+        >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+        True
+    """
+    hashed = hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode())
+    for text in texts:
+        encoded = text.encode("utf-8", "surrogatepass")
+        hashed.update(len(encoded).to_bytes(8, "little"))
+        hashed.update(encoded)
+    return hashed.hexdigest()
+
+
+def digest_of_files(path: str | Path) -> str:
+    """Return a digest of a file, or of all files in a folder, that does not depend on where they are stored.
+
+    Of each file the name, the size, and the first and last 64 KiB count, so that large weights are not read whole.
+
+    Args:
+        path: a file or a folder; for anything else, such as a hub name, the string itself is returned.
+    """
+    place = Path(path).expanduser()
+    if not place.exists():
+        return str(path)
+    hashed = hashlib.sha256()
+    for file in sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]:
+        size = file.stat().st_size
+        hashed.update(f"{file.relative_to(place)} {size}".encode())
+        with open(file, "rb") as content:
+            hashed.update(content.read(_SAMPLED_BYTES))
+            content.seek(max(0, size - _SAMPLED_BYTES))
+            hashed.update(content.read())
+    return hashed.hexdigest()
+
+
+def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the sorted keys in which two descriptions of the same work differ, compared as JSON.
+
+    Example:
+        >>> changed_keys({"seed": 1, "lengths": [1, 2]}, {"seed": 2, "lengths": (1, 2)})
+        ['seed']
+    """
+    first, second = (json.loads(json.dumps(dict(mapping), default=str)) for mapping in (before, now))
+    return sorted(key for key in first.keys() | second.keys() if first.get(key) != second.get(key))
