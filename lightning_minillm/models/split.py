@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from lightning_minillm.distributed.sharding import is_sharded
 from lightning_minillm.functional.grouping import left_aligned, length_groups
 from lightning_minillm.functional.logprobs import TokenStates, select_targets
 from lightning_minillm.functional.masking import position_ids
@@ -36,14 +36,6 @@ def pass_groups(lengths: Sequence[int], device: torch.device) -> list[slice]:
     """
     fewest = _FEWEST_TOKENS.get(device.type, _FEWEST_TOKENS_ELSEWHERE)
     return length_groups(lengths, fewest, _MOST_TOKENS.get(device.type))
-
-
-def _is_sharded(parameters: Iterable[Tensor]) -> bool:
-    """Whether weights lie on several ranks: FSDP's two versions and DeepSpeed's third stage."""
-    return any(
-        isinstance(parameter, DTensor) or getattr(parameter, "_fsdp_flattened", False) or hasattr(parameter, "ds_id")
-        for parameter in parameters
-    )
 
 
 class SplitCausalLM:
@@ -169,7 +161,7 @@ class SplitCausalLM:
         order = left_aligned(counted)
         ids, targets = input_ids.gather(1, order), target_mask.gather(1, order)
         lengths = counted.sum(-1)
-        if ids.device.type != "cpu" or _is_sharded(self.model.parameters()):
+        if ids.device.type != "cpu" or is_sharded(self.model):
             # ranks that gather shards must make the same number of passes
             return self.states(self._selected(ids, targets)), ids[targets]
         by_length = lengths.argsort(descending=True, stable=True)
@@ -198,8 +190,7 @@ class SplitCausalLM:
         """The weights behind :meth:`project`; unknown where they are sharded, since only the model may gather them."""
         if not self.is_split:
             return ()
-        parameters = tuple(self._head.parameters())
-        return None if _is_sharded(parameters) else parameters
+        return None if is_sharded(self._head) else tuple(self._head.parameters())
 
     def _num_logits(self) -> int:
         rows: int = self._head.weight.shape[0]

@@ -191,10 +191,6 @@ def check_trainer(group, name, given):
     config = compose_train(given, f"{group}={name}", *overrides)
     plan = plan_batches(config["batch_size"], config["micro_batch_size"], data_world_size(config["trainer"]))
     assert plan.micro_batch_size * plan.world_size * plan.accumulation == 32
-    if name == "fsdp1":  # the rest needs a GPU
-        with pytest.raises(ValueError, match="strategy=fsdp1 needs a GPU"):
-            build_trainer(config, plan)
-        return None
     trainer, _ = build_trainer(config, plan)
     if name.startswith("fsdp"):
         assert isinstance(trainer.strategy, ShardedStrategy)
@@ -377,10 +373,9 @@ def test_global_batch_size_does_not_depend_on_strategy_and_devices(strategy, dev
         return
     plan = plan_batches(config["batch_size"], config["micro_batch_size"], data_world_size(config["trainer"]))
     assert plan.micro_batch_size * plan.world_size * plan.accumulation == 64
-    if strategy != "fsdp1":
-        trainer, _ = build_trainer(config, plan)
-        assert trainer.num_devices * trainer.num_nodes == world_size(config["trainer"])
-        assert trainer.accumulate_grad_batches == plan.accumulation
+    trainer, _ = build_trainer(config, plan)
+    assert trainer.num_devices * trainer.num_nodes == world_size(config["trainer"])
+    assert trainer.accumulate_grad_batches == plan.accumulation
 
 
 @pytest.mark.parametrize(
