@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lightning_minillm import _reach
 from lightning_minillm.distributed.sharding import is_sharded
 from lightning_minillm.functional.grouping import left_aligned, length_groups
 from lightning_minillm.functional.logprobs import TokenStates, select_targets
@@ -60,11 +61,13 @@ class SplitCausalLM:
         self._config = model.config.get_text_config()
         target = self._body if self._body is not None else model
         self._takes_positions = "position_ids" in inspect.signature(target.forward).parameters
-        self.is_split = self._head is not None and self._body is not None and self._agrees()
-        if not self.is_split:
+        self.is_split = True
+        obstacle = self._obstacle()
+        if obstacle is not None:
+            self.is_split = False
             warnings.warn(
-                f"the head of {type(model).__name__} cannot be told from its body: its full logits are computed for"
-                " every token, which takes more memory",
+                f"the head of {type(model).__name__} cannot be told from its body ({obstacle}): its full logits are"
+                " computed for every token, which takes more memory",
                 stacklevel=2,
             )
         self.vocabulary = vocabulary
@@ -197,25 +200,28 @@ class SplitCausalLM:
         return rows if self.vocabulary is None else min(rows, self.vocabulary)
 
     @torch.no_grad()
-    def _agrees(self) -> bool:
-        """Whether body and head give the model's own logits on a short input."""
+    def _obstacle(self) -> str | None:
+        """Return why body and head do not give the model's own logits on a short input; ``None`` if they do."""
+        if self._head is None or self._body is None:
+            return "transformers does not know them apart"
         parameter = next(self.model.parameters())
         if parameter.is_meta:
-            return True
+            return None
         was_training = self.model.training
         self.model.eval()
-        self.is_split = True
         ids = torch.arange(1, 5, device=parameter.device)[None] % self._head.weight.shape[0]
         mask = torch.ones_like(ids, dtype=torch.bool)
         try:
             expected = self.model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits.float()
             hidden, _ = self.hidden(ids, mask)
             given = self.project(hidden).float()
-        except (AttributeError, TypeError, ValueError, RuntimeError):
-            return False
+        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+            if _reach.is_out_of_memory(error):
+                raise
+            return f"{type(error).__name__}: {error}"
         finally:
             self.model.train(was_training)
         tolerance = 1e-3 if parameter.dtype == torch.float32 else 5e-2
-        return expected.shape == given.shape and bool(
-            (expected - given).abs().max() <= tolerance * expected.abs().max().clamp_min(1e-6)
-        )
+        largest = expected.abs().max().clamp_min(1e-6)
+        agree = expected.shape == given.shape and bool((expected - given).abs().max() <= tolerance * largest)
+        return None if agree else "together they do not give its logits"

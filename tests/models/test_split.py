@@ -89,6 +89,40 @@ def test_a_head_that_cannot_be_split_falls_back_to_its_own_logits(make_model, ma
         torch.testing.assert_close(given, expected.sin(), rtol=1e-4, atol=1e-4)
 
 
+class Failing(nn.Module):
+    """Stands for a model whose forward pass raises."""
+
+    def __init__(self, model, error):
+        super().__init__()
+        self.inner, self.error = model, error
+        self.config, self.base_model = model.config, model.base_model
+
+    def get_output_embeddings(self):
+        return self.inner.get_output_embeddings()
+
+    def forward(self, **kwargs):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_running_out_of_memory_is_not_taken_for_an_odd_head(error, make_model):
+    model = Failing(make_model("gpt2"), error).train()
+    with pytest.raises(RuntimeError, match="memory"):
+        SplitCausalLM(model)
+    assert model.training
+
+
+def test_the_warning_says_why_a_model_cannot_be_split(make_model):
+    with pytest.warns(UserWarning, match="cannot be told from its body .*TypeError: no such argument"):
+        assert not SplitCausalLM(Failing(make_model("gpt2"), TypeError("no such argument"))).is_split
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_looking_at_a_model_leaves_its_mode_and_gradients_alone(make_model, training):
     model = make_model("gpt2").train(training)
