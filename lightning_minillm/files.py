@@ -143,13 +143,13 @@ def digest(value: Any, texts: Iterable[str] = ()) -> str:
     return hashed.hexdigest()
 
 
-def digest_of_files(path: str | Path) -> str:
+def digest_of_files(path: str | Path, *, whole: bool = False) -> str:
     """Return a digest of a file, or of all files in a folder, that does not depend on where they are stored.
-
-    Of each file the name, the size, and the first and last 64 KiB count, so that large weights are not read whole.
 
     Args:
         path: a file or a folder; for anything else, such as a hub name, the string itself is returned.
+        whole: read all of every file. By default its name, its size, and its first and last 64 KiB count, so that large
+            weights are not read whole.
     """
     place = Path(path).expanduser()
     if not place.exists():
@@ -159,10 +159,31 @@ def digest_of_files(path: str | Path) -> str:
         size = file.stat().st_size
         hashed.update(f"{file.relative_to(place)} {size}".encode())
         with open(file, "rb") as content:
-            hashed.update(content.read(_SAMPLED_BYTES))
-            content.seek(max(0, size - _SAMPLED_BYTES))
-            hashed.update(content.read())
+            if whole:
+                while piece := content.read(_SAMPLED_BYTES):
+                    hashed.update(piece)
+            else:
+                hashed.update(content.read(_SAMPLED_BYTES))
+                content.seek(max(0, size - _SAMPLED_BYTES))
+                hashed.update(content.read())
     return hashed.hexdigest()
+
+
+def replace_in_strings(value: Any, replacements: Mapping[str, str]) -> Any:
+    """Return a JSON value in whose strings each key of ``replacements`` is replaced, in order, such as a folder's path.
+
+    Example:
+        >>> replace_in_strings({"path": ["/a/b/c", 1]}, {"/a/b": "<folder>"})
+        {'path': ['<folder>/c', 1]}
+    """
+    if isinstance(value, Mapping):
+        return {key: replace_in_strings(item, replacements) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [replace_in_strings(item, replacements) for item in value]
+    if isinstance(value, str):
+        for old, new in replacements.items():
+            value = value.replace(old, new)
+    return value
 
 
 def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -50,7 +50,7 @@ def test_a_cut_line_is_dropped(tmp_path, content, kept):
 def test_a_line_that_is_no_json_is_named(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text('{"a": 1}\nnothing\n')
-    with pytest.raises(ValueError, match="line 2 of .*a.jsonl"):
+    with pytest.raises(ValueError, match=r"line 2 of .*a.jsonl"):
         files.read_json_lines(file)
 
 
@@ -69,3 +69,14 @@ def test_a_folder_is_known_by_its_content_wherever_it_is(tmp_path):
         file.write(b"y")
     assert files.digest_of_files(tmp_path / "one") != files.digest_of_files(tmp_path / "two")
     assert files.digest_of_files("org/name") == "org/name"
+
+
+def test_a_change_in_the_middle_of_a_large_file_shows_when_it_is_read_whole(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).write_bytes(b"x" * 200_000)
+    with open(tmp_path / "two", "rb+") as file:
+        file.seek(100_000)
+        file.write(b"y")
+    one, two = (files.digest_of_files(tmp_path / name, whole=True) for name in ("one", "two"))
+    assert one != two
+    assert files.digest_of_files(tmp_path / "one") == files.digest_of_files(tmp_path / "two")

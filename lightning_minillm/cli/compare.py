@@ -11,8 +11,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from lightning_minillm.cli.config import Config, quote, run_command, to_plain
+from lightning_minillm.files import write_json, write_text
 from lightning_minillm.reports import plots
-from lightning_minillm.reports import run_folder as runs
 from lightning_minillm.reports import summary as report
 from lightning_minillm.reports.comparison import (
     TEACHER,
@@ -161,9 +161,9 @@ def _write(config: Config, models: Sequence[Model], columns: Sequence[Column], t
     plots.plot_curves(curves, folder / "curves.png", [model.name for model in models], x_label)
     plots.plot_bars({model.name: model.summary for model in models}, folder / "bars.png")
     everything = [column_of(models, key) for key in dict.fromkeys(key for model in models for key in model.summary)]
-    runs.write_text(folder / "compare.tex", table.to_latex())
-    runs.write_text(folder / "compare.csv", _table(models, everything, None, config["significance"]).to_csv())
-    runs.write_json(folder / "compare.json", {"models": {model.name: _to_json(model) for model in models}})
+    write_text(folder / "compare.tex", table.to_latex())
+    write_text(folder / "compare.csv", _table(models, everything, None, config["significance"]).to_csv())
+    write_json(folder / "compare.json", {"models": {model.name: _to_json(model) for model in models}})
     sources = [f"- {model.name}: " + ", ".join(f"`{entry.folder}`" for entry in model.entries) for model in models]
     pictures = [
         f"![{title}]({file})"
@@ -171,7 +171,7 @@ def _write(config: Config, models: Sequence[Model], columns: Sequence[Column], t
         if (folder / file).is_file()
     ]
     parts = [f"# {table.title}", table.to_markdown(), *pictures, "## Runs", "\n".join(sources)]
-    runs.write_text(folder / "compare.md", "\n\n".join(part.strip() for part in parts) + "\n")
+    write_text(folder / "compare.md", "\n\n".join(part.strip() for part in parts) + "\n")
 
 
 def _curve(model: Model, metric: str) -> plots.Curve:

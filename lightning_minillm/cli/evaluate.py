@@ -17,6 +17,7 @@ from lightning_minillm.cli.models import NamedModel, digest_of, open_model
 from lightning_minillm.cli.tracking import tracked
 from lightning_minillm.data.cache import tokenizer_fingerprint
 from lightning_minillm.evaluation import Evaluation, EvaluationModule, record_files, run_evaluation
+from lightning_minillm.files import write_text
 from lightning_minillm.models import check_tokenizers
 from lightning_minillm.reports import evaluation as evaluation_report
 from lightning_minillm.reports import run_folder as runs
@@ -179,7 +180,7 @@ def _write_texts(folder: Path, model: NamedModel, evaluation: Evaluation, texts:
     records = record_files(_records(folder, model), evaluation).read()
     for name, rows in evaluation.texts(records).items():
         file = folder / TEXTS_FOLDER / f"{model.name}_{name}.jsonl"
-        runs.write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         texts.setdefault(name, {})[model.name] = file
 
 

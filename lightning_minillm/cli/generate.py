@@ -16,6 +16,7 @@ from rich.progress import track
 from lightning_minillm.cli.build import prepare_data
 from lightning_minillm.cli.config import Config, build, run_command, to_plain
 from lightning_minillm.data import EncodedInstructions
+from lightning_minillm.files import read_json, write_json, write_text
 from lightning_minillm.models import SplitCausalLM, fuse_activations, load_causal_lm, load_tokenizer
 from lightning_minillm.reports import run_folder as runs
 from lightning_minillm.rollout import MixtureSampler
@@ -73,7 +74,7 @@ def generate(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[
             file.flush()
     metrics = _finish(partial, output, config["keep_unfinished"])
     metrics["dropped_prompts"] = prompts.num_dropped
-    runs.write_json(Path(config["output_dir"]) / runs.METRICS_FILE, metrics)
+    write_json(Path(config["output_dir"]) / runs.METRICS_FILE, metrics)
     rank_zero_info(f"{config['name']}: wrote {metrics['responses']} responses to {output}")
     return metrics, {"config": config, "output": output}
 
@@ -113,9 +114,9 @@ def _open_partial(output: Path, config: Config) -> Path:
     marker = output.with_name(output.name + ".partial.json")
     identity = {key: config[key] for key in _IDENTITY}
     partial.parent.mkdir(parents=True, exist_ok=True)
-    if partial.exists() and runs.read_json(marker) != identity:
+    if partial.exists() and read_json(marker) != identity:
         raise ValueError(f"{partial} was begun under another configuration; remove it, or choose another output")
-    runs.write_json(marker, identity)
+    write_json(marker, identity)
     if partial.exists():
         whole = partial.read_bytes().rpartition(b"\n")
         os.truncate(partial, len(whole[0]) + len(whole[1]))
@@ -168,7 +169,7 @@ def _finish(partial: Path, output: Path, keep_unfinished: bool) -> dict[str, Any
             f"none of the {len(rows)} responses ended by itself; raise sampling.max_new_tokens, or set"
             " keep_unfinished=true"
         )
-    runs.write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+    write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
     partial.unlink()
     partial.with_name(partial.name + ".json").unlink()
     return {

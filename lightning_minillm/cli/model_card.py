@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_minillm.files import write_text
 from lightning_minillm.reports import run_folder as runs
 from lightning_minillm.reports.model_card import ModelCard, render_model_card
 
@@ -28,7 +29,7 @@ def write_model_card(folder: Path, config: Mapping[str, Any], metrics: Mapping[s
         config: plain configuration of the training run.
         metrics: as ``metrics.json`` holds them.
     """
-    runs.write_text(folder / CARD_FILE, render_model_card(describe_run(config, metrics)))
+    write_text(folder / CARD_FILE, render_model_card(describe_run(config, metrics)))
 
 
 def describe_run(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> ModelCard:

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_minillm.cli.build import world_size
 from lightning_minillm.cli.config import quote
+from lightning_minillm.files import read_json
 from lightning_minillm.reports import run_folder as runs
 
 # What a launcher tells the processes that it starts.
@@ -66,6 +67,6 @@ def run_job(command: Callable[[DictConfig], Any], name: str, cfg: DictConfig) ->
 
 
 def _objective(cfg: DictConfig) -> float | None:
-    metrics = runs.read_json(Path(cfg.output_dir) / runs.METRICS_FILE) or {}
+    metrics = read_json(Path(cfg.output_dir) / runs.METRICS_FILE) or {}
     best = metrics.get("best") or {"value": metrics.get("last", {}).get(cfg.monitor)}
     return None if best["value"] is None else float(best["value"])

@@ -6,7 +6,6 @@ return what holds for a single run.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
+from lightning_minillm.files import digest, read_json
 from lightning_minillm.reports import run_folder as runs
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def run_tags(name: str) -> list[str]:
 
 def run_id(folder: str, resume: str) -> str | None:
     """Return an id that is the same whenever a run goes on in its folder; ``None`` (a new one) for ``resume=never``."""
-    return None if resume == "never" else hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:16]
+    return None if resume == "never" else digest(str(Path(folder).resolve()))[:16]
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def tracked(loggers: Sequence[Logger], folder: Path, config: Mapping[str, Any]) 
 
 @rank_zero_only
 def _log_start(loggers: Sequence[Logger], folder: Path, config: Mapping[str, Any]) -> None:
-    environment = runs.read_json(folder / runs.ENVIRONMENT_FILE)
+    environment = read_json(folder / runs.ENVIRONMENT_FILE)
     for logger in loggers:
         logger.log_hyperparams({**config, "environment": environment})
 

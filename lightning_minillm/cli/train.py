@@ -28,6 +28,7 @@ from lightning_minillm.cli.config import Config, run_command, to_plain
 from lightning_minillm.cli.model_card import write_model_card
 from lightning_minillm.cli.sweeps import run_job
 from lightning_minillm.cli.tracking import tracked
+from lightning_minillm.files import changed_keys, write_json
 from lightning_minillm.reports import run_folder as runs
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def train(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint)
         metrics = _finish(config, trainer, module, callbacks)
         metrics["seconds"] = round(time.perf_counter() - started, 1)
-        rank_zero_only(runs.write_json)(folder / runs.METRICS_FILE, metrics)
+        rank_zero_only(write_json)(folder / runs.METRICS_FILE, metrics)
     objects = {
         "config": config,
         "datamodule": datamodule,
@@ -90,7 +91,7 @@ def train(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
 
 
 def find_checkpoint(config: Config) -> str | None:
-    """Return the checkpoint to go on from.
+    """Return the checkpoint to resume from, or ``None`` to start from scratch.
 
     Raises:
         ValueError: ``ckpt_path`` names no file, or the run directory holds a run of another configuration.
@@ -106,14 +107,18 @@ def find_checkpoint(config: Config) -> str | None:
     last = folder / "checkpoints" / "last.ckpt"
     if config["resume"] == "never" or not (last.exists() or backup_of(last).exists()):
         return None
-    earlier = runs.read_config(folder) or {}
-    changed = [key for key in _IDENTITY if earlier and earlier.get(key) != config[key]]
+    earlier = runs.read_config(folder)
+    changed = changed_keys(_identity(earlier), _identity(config)) if earlier else []
     if changed:
         raise ValueError(
-            f"{last} belongs to a run with another {', '.join(changed)}; choose another output_dir, give the same"
-            " configuration to go on, or set resume=never to start anew and overwrite it"
+            f"{str(last)!r} belongs to a run with a different {', '.join(changed)}: use another output_dir, repeat the"
+            " configuration of that run to resume it, or set resume=never to start from scratch and overwrite it"
         )
     return str(last)
+
+
+def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: config.get(key) for key in _IDENTITY}
 
 
 def _finish(config: Config, trainer: Trainer, module: CausalLMModule, callbacks: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lightning_minillm.reports import run_folder as runs
+from lightning_minillm.files import write_text
 from lightning_minillm.reports import summary as report
 from lightning_minillm.reports.pictures import draw_picture
 from lightning_minillm.reports.results import Results, group_of
@@ -71,7 +71,7 @@ def write_report(
         parts.append("Mean ± standard deviation, where a value was taken several times.\n")
     if samples:
         parts.append(report.side_by_side(samples, _SAMPLES).replace("\n## ", "\n### ").replace("# ", "## ", 1))
-    runs.write_text(folder / REPORT_FILE, "\n".join(parts))
+    write_text(folder / REPORT_FILE, "\n".join(parts))
     return folder / REPORT_FILE
 
 

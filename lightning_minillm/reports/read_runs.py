@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from lightning_minillm.files import read_json
 from lightning_minillm.reports import run_folder as runs
 from lightning_minillm.reports import summary as report
 from lightning_minillm.reports.plots import read_curve
@@ -80,7 +81,7 @@ def read_run(folder: Path) -> list[Entry] | None:
     config = runs.read_config(folder) or {}
     if "recipe" in config:
         return _read_recipe(folder, config)
-    results = runs.read_json(folder / report.RESULTS_JSON)
+    results = read_json(folder / report.RESULTS_JSON)
     if results and "models" in results:
         return _read_evaluation(folder, config, results)
     if "max_steps" in config and "module" in config:
@@ -98,7 +99,7 @@ def read_run(folder: Path) -> list[Entry] | None:
 def _read_recipe(folder: Path, config: Mapping[str, Any]) -> list[Entry]:
     node = config["recipe"]
     stages, seeds = node["stages"], node["evaluate"]["seeds"]
-    results = runs.read_json(folder / report.RESULTS_JSON) or {"models": {}}
+    results = read_json(folder / report.RESULTS_JSON) or {"models": {}}
     group = results.get("settings") or _digest([node, config.get("teacher_seed")], folder, config["seed"])
     entries = []
     for stage in node["evaluate"]["models"]:
@@ -172,7 +173,7 @@ def _response_files(
 
 def _read_training(folder: Path, config: Mapping[str, Any]) -> Entry:
     """Read a training run: the validation of the weights that were kept, or the last one where none were."""
-    metrics = runs.read_json(folder / runs.METRICS_FILE)
+    metrics = read_json(folder / runs.METRICS_FILE)
     best = (metrics or {}).get("best")
     values, step = {}, None
     for metric in _METRICS:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 import subprocess
 import sys
@@ -16,29 +14,12 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 import lightning_minillm
+from lightning_minillm.files import write_json, write_text
 
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
 METRICS_FILE = "metrics.json"
 _PACKAGES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "tokenizers", "hydra-core", "numpy")
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_name(f".{file.name}.{os.getpid()}")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, file)
-
-
-def write_json(file: Path, value: Any) -> None:
-    """Write JSON whole or not at all."""
-    write_text(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(file: Path) -> Any:
-    """Return what a JSON file holds, or ``None`` when there is no such file."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 @rank_zero_only

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -10,6 +9,7 @@ from statistics import fmean
 
 import torch
 
+from lightning_minillm.files import iterate_json_lines
 from lightning_minillm.functional.bootstrap import PairedDifference, paired_bootstrap
 from lightning_minillm.metrics.responses import rouge_l
 from lightning_minillm.reports.read_runs import Entry
@@ -82,8 +82,7 @@ def _read(file: Path) -> Mapping[int, tuple[str, float]]:
 def _read_version(file: Path, version: int) -> Mapping[int, tuple[str, float]]:
     """Read a file once; it is read again when it has changed."""
     found = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in iterate_json_lines(file):
         score = row["rougeL"] if "rougeL" in row else rouge_l(row["response"], row["references"])
         found[row["index"]] = (row["prompt"], score)
     return found

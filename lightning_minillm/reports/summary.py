@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lightning_minillm.reports import run_folder as runs
+from lightning_minillm.files import read_json, read_json_lines, write_json, write_text
 
 Summary = dict[str, dict[str, Any]]
 """``{metric: {"mean": float, "std": float, "values": [float]}}``"""
@@ -58,7 +57,7 @@ def write_results(folder: Path, results: Mapping[str, Summary], about: Mapping[s
         results: by model.
         about: what else belongs into the JSON: seeds, split, ...
     """
-    runs.write_json(folder / RESULTS_JSON, {**about, "models": results})
+    write_json(folder / RESULTS_JSON, {**about, "models": results})
     names = sorted({name for summary in results.values() for name in summary})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -66,7 +65,7 @@ def write_results(folder: Path, results: Mapping[str, Summary], about: Mapping[s
     for model, summary in results.items():
         cells = [summary[name][part] if name in summary else "" for name in names for part in ("mean", "std")]
         writer.writerow([model, *cells])
-    runs.write_text(folder / RESULTS_CSV, text.getvalue())
+    write_text(folder / RESULTS_CSV, text.getvalue())
 
 
 def over_training_seeds(folders: Iterable[Path], settings: str) -> dict[str, Summary]:
@@ -79,7 +78,7 @@ def over_training_seeds(folders: Iterable[Path], settings: str) -> dict[str, Sum
     Returns:
         By model, each metric's mean and deviation over training seeds; a seed's value is its mean over sampling seeds.
     """
-    found = [runs.read_json(folder / RESULTS_JSON) for folder in folders]
+    found = [read_json(folder / RESULTS_JSON) for folder in folders]
     models = [results["models"] for results in found if results and results.get("settings") == settings]
     means = [
         {name: {metric: value["mean"] for metric, value in summary.items()} for name, summary in run.items()}
@@ -163,7 +162,7 @@ def side_by_side(responses: Mapping[str, Path], limit: int = 20) -> str:
         responses: JSONL files of samples by model, from one seed.
         limit: prompts to show, spread evenly over the tasks.
     """
-    by_model = {model: {row["index"]: row for row in _read_jsonl(file)} for model, file in responses.items()}
+    by_model = {model: {row["index"]: row for row in read_json_lines(file)} for model, file in responses.items()}
     common = sorted(set.intersection(*(set(rows) for rows in by_model.values()))) if by_model else []
     first = next(iter(by_model.values()), {})
     sections = ["# Responses side by side\n"]
@@ -187,10 +186,6 @@ def _spread(indices: Sequence[int], tasks: Mapping[int, str], limit: int) -> lis
     while len(chosen) < limit and any(queues.values()):
         chosen += [queue.pop(0) for queue in queues.values() if queue][: limit - len(chosen)]
     return chosen
-
-
-def _read_jsonl(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def _quote(text: str) -> str:

@@ -111,7 +111,7 @@ def test_resumption_under_another_configuration_is_refused(train_overrides, stop
     stop_at(3)
     with pytest.raises(RuntimeError, match="stopped"):
         train(compose_config("train", overrides))
-    with pytest.raises(ValueError, match="another optimizer; choose another output_dir"):
+    with pytest.raises(ValueError, match="a different optimizer: use another output_dir"):
         train(compose_config("train", [*overrides, "optimizer.lr=1e-2"]))
     stop_at(None)
     metrics, _ = train(compose_config("train", [*overrides, "optimizer.lr=1e-2", "resume=never"]))

@@ -2,8 +2,6 @@ import json
 import subprocess
 import sys
 
-import pytest
-
 import lightning_minillm
 from lightning_minillm.reports import run_folder as runs
 
@@ -17,16 +15,6 @@ def test_run_directory_says_what_ran(tmp_path):
     assert environment["command"] == sys.argv
     assert {"torch", "lightning", "transformers"} <= set(environment["packages"])
     assert runs.read_config(tmp_path / "nowhere") is None
-
-
-def test_files_are_replaced_whole(tmp_path):
-    file = tmp_path / "folder/file.json"
-    runs.write_json(file, {"a": 1})
-    with pytest.raises(TypeError):
-        runs.write_json(file, {"a": object()})
-    assert runs.read_json(file) == {"a": 1}
-    assert [item.name for item in file.parent.iterdir()] == ["file.json"]
-    assert runs.read_json(tmp_path / "nowhere.json") is None
 
 
 def test_git_state_of_a_checkout(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@ import json
 import pytest
 from rich.console import Console
 
+from lightning_minillm.files import write_json_lines
 from lightning_minillm.reports.summary import (
     format_value,
     markdown_table,
@@ -64,6 +65,12 @@ def test_markdown_table():
     lines = markdown_table(RESULTS).splitlines()
     assert lines[0] == "| model | Rouge-L | reverse KL / token |"
     assert lines[2] == "| teacher | 81.00 ± 1.41 | - |"
+
+
+def test_samples_keep_line_separators_of_unicode(tmp_path):
+    row = {"index": 0, "task": None, "prompt": "p", "references": ["r"], "response": "a bc"}
+    write_json_lines(tmp_path / "a.jsonl", [row])
+    assert "| A | a bc |" in side_by_side({"A": tmp_path / "a.jsonl"})
 
 
 def test_samples_stand_side_by_side_spread_over_tasks(tmp_path):

@@ -18,8 +18,7 @@ from lightning_minillm.cli.recipe.stages import (
     PROGRESS_FILE,
     Fingerprints,
     Stage,
-    data_files,
-    digest_files,
+    digest_data,
     forget,
 )
 from lightning_minillm.cli.train import STUDENT_FOLDER
@@ -216,7 +215,7 @@ def _prepare(config: Config) -> str:
     overrides = [*node["common"], *node["extra"], *_places(config, Path(config["output_dir"]))]
     composed = _compose("train", overrides, "data")
     prepare_data(composed["data"])
-    return digest_files(data_files(composed["data"]))
+    return digest_data(composed["data"])
 
 
 def main() -> None:

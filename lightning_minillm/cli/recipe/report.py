@@ -13,9 +13,9 @@ from rich.console import Console
 
 from lightning_minillm.cli.config import Config
 from lightning_minillm.cli.recipe.stages import Stage
+from lightning_minillm.files import read_json, write_text
 from lightning_minillm.reports import evaluation as evaluation_report
 from lightning_minillm.reports import plots
-from lightning_minillm.reports import run_folder as runs
 from lightning_minillm.reports import summary as report
 from lightning_minillm.reports.results import from_json
 
@@ -36,7 +36,7 @@ def report_recipe(config: Config, stages: Mapping[str, Stage], console: Console)
     node, folder = config["recipe"], Path(config["output_dir"])
     models = {model: stages[model].title for model in node["evaluate"]["models"]}
     places = {model: stages[f"evaluate_{model}"].folder for model in models}
-    results = from_json([runs.read_json(place / report.RESULTS_JSON) for place in places.values()], models)
+    results = from_json([read_json(place / report.RESULTS_JSON) for place in places.values()], models)
     seed = node["evaluate"]["seeds"][0]
     responses = {models[model]: place / "responses" / f"{model}_seed_{seed}.jsonl" for model, place in places.items()}
     about = {
@@ -45,12 +45,12 @@ def report_recipe(config: Config, stages: Mapping[str, Stage], console: Console)
         "teacher_seed": config["teacher_seed"],
         "settings": _settings(config),
         "sampling_seeds": node["evaluate"]["seeds"],
-        "stages": {name: runs.read_json(stage.folder / "stage.json") for name, stage in stages.items()},
+        "stages": {name: read_json(stage.folder / "stage.json") for name, stage in stages.items()},
         **results.to_json(),
     }
     report.write_results(folder, results.models, about)
-    runs.write_text(folder / "table.md", report.markdown_table(results.models))
-    runs.write_text(folder / "samples.md", report.side_by_side(responses))
+    write_text(folder / "table.md", report.markdown_table(results.models))
+    write_text(folder / "samples.md", report.side_by_side(responses))
     curves = {metric: _curves(config, stages, metric) for metric in CURVES}
     plots.plot_curves(curves, folder / "curves.png", list(results.models), plots.STEPS_FROM_INITIAL)
     plots.plot_bars(results.models, folder / "bars.png")
@@ -81,7 +81,7 @@ def _report_seeds(config: Config, teacher: str, console: Console) -> None:
         return
     title = f"{config['recipe']['name']}: test split, {runs_of_each} training seeds"
     report.print_table(results, title, console, not_ranked=[teacher])
-    runs.write_text(Path(config["shared_dir"]) / "training_seeds.md", report.markdown_table(results))
+    write_text(Path(config["shared_dir"]) / "training_seeds.md", report.markdown_table(results))
 
 
 def _settings(config: Config) -> str:

@@ -29,7 +29,7 @@ from lightning_minillm.cli.recipe.stages import (
     is_finished,
     run_stage,
 )
-from lightning_minillm.reports import run_folder as runs
+from lightning_minillm.files import read_json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -176,7 +176,7 @@ class _Parallel:
             progress: Mapping[str, object] = {}
             if stage.name in self.running:
                 state = "[bold]running[/bold]"
-                progress = runs.read_json(stage.folder / PROGRESS_FILE) or {}
+                progress = read_json(stage.folder / PROGRESS_FILE) or {}
             elapsed = ""
             if stage.name in self.started:
                 elapsed = f"{self.ended.get(stage.name, time.monotonic()) - self.started[stage.name]:.0f} s"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +13,7 @@ from filelock import FileLock
 
 import lightning_minillm
 from lightning_minillm.cli.config import Config
-from lightning_minillm.reports import run_folder as runs
+from lightning_minillm.files import digest, digest_of_files, read_json, replace_in_strings, write_json
 
 Command = Literal["train", "generate", "evaluate"]
 COMMANDS: tuple[Command, ...] = ("train", "generate", "evaluate")
@@ -55,36 +53,36 @@ class Fingerprints:
     def __init__(self, stages: Mapping[str, Stage], data: str, folders: Mapping[str, Path]) -> None:
         self._stages = stages
         self._data = data
-        self._folders = sorted(folders.items(), key=lambda item: -len(str(item[1])))
+        longest_first = sorted(folders.items(), key=lambda item: -len(str(item[1])))
+        self._folders = {str(folder): f"<{symbol}>" for symbol, folder in longest_first}
         self._known: dict[str, str] = {}
 
     def __getitem__(self, name: str) -> str:
         if name not in self._known:
             stage = self._stages[name]
-            inputs = {
-                "version": lightning_minillm.__version__,
-                "command": stage.command,
-                "config": self._neutral(stage.config),
-                "data": self._data,
-                "needs": {need: self[need] for need in stage.needs},
-            }
-            text = json.dumps(inputs, sort_keys=True)
-            for symbol, folder in self._folders:
-                text = text.replace(str(folder), f"<{symbol}>")
-            self._known[name] = hashlib.sha256(text.encode()).hexdigest()
+            self._known[name] = digest(
+                {
+                    "version": lightning_minillm.__version__,
+                    "command": stage.command,
+                    "config": replace_in_strings(_inputs(stage.config), self._folders),
+                    "data": self._data,
+                    "needs": {need: self[need] for need in stage.needs},
+                }
+            )
         return self._known[name]
 
-    @staticmethod
-    def _neutral(config: Config) -> Config:
-        kept = {key: value for key, value in config.items() if key not in _NOT_AN_INPUT}
-        if "callbacks" in kept:
-            kept["callbacks"] = {"best": (config["callbacks"] or {}).get("best")}
-        return kept
+
+def _inputs(config: Config) -> Config:
+    """Return the part of a configuration that decides a stage's result."""
+    kept = {key: value for key, value in config.items() if key not in _NOT_AN_INPUT}
+    if "callbacks" in kept:
+        kept["callbacks"] = {"best": (config["callbacks"] or {}).get("best")}
+    return kept
 
 
 def is_finished(stage: Stage, fingerprint: str) -> bool:
     """Whether the stage's folder holds the result of exactly these inputs."""
-    state = runs.read_json(stage.folder / STATE_FILE) or {}
+    state = read_json(stage.folder / STATE_FILE) or {}
     return bool(state.get("finished")) and state.get("fingerprint") == fingerprint
 
 
@@ -104,14 +102,14 @@ def run_stage(stage: Stage, fingerprint: str) -> bool:
     with FileLock(stage.folder.with_name(f".{stage.folder.name}.lock")):
         if is_finished(stage, fingerprint):
             return False
-        state = runs.read_json(stage.folder / STATE_FILE) or {}
+        state = read_json(stage.folder / STATE_FILE) or {}
         if state.get("fingerprint") != fingerprint and stage.folder.exists():
             _empty(stage.folder)
-        runs.write_json(stage.folder / STATE_FILE, {"fingerprint": fingerprint, "finished": False})
+        write_json(stage.folder / STATE_FILE, {"fingerprint": fingerprint, "finished": False})
         started = time.perf_counter()
         _command(stage.command)(stage.config)
         seconds = round(time.perf_counter() - started, 1)
-        runs.write_json(stage.folder / STATE_FILE, {"fingerprint": fingerprint, "finished": True, "seconds": seconds})
+        write_json(stage.folder / STATE_FILE, {"fingerprint": fingerprint, "finished": True, "seconds": seconds})
         return True
 
 
@@ -145,15 +143,9 @@ def forget(stage: Stage) -> None:
     (stage.folder / STATE_FILE).unlink(missing_ok=True)
 
 
-def digest_files(paths: Iterator[Path]) -> str:
-    """Return a digest of the contents of files and folders, in the given order; missing ones count as missing."""
-    digest = hashlib.sha256()
-    for path in paths:
-        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-        for file in files:
-            digest.update(file.name.encode())
-            digest.update(file.read_bytes() if file.is_file() else b"missing")
-    return digest.hexdigest()
+def digest_data(data: Any) -> str:
+    """Return a digest of the contents of all files in a data configuration that does not depend on their folders."""
+    return digest([digest_of_files(path, whole=True) for path in data_files(data)])
 
 
 def data_files(data: Any) -> Iterator[Path]:

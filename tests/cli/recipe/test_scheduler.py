@@ -6,7 +6,7 @@ from rich.console import Console
 
 from lightning_minillm.cli.recipe.scheduler import _Parallel, _progress_cells, _tail
 from lightning_minillm.cli.recipe.stages import Stage
-from lightning_minillm.reports import run_folder as runs
+from lightning_minillm.files import write_json
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def parallel(tmp_path):
     """Four stages: kept, done, running and waiting."""
     stages = [Stage(name, "train", tmp_path / name, (), {}) for name in ("kept", "done", "running", "waiting")]
     progress = {"step": 5, "max_steps": 10, "rollouts": [3, 4], "metrics": {"val/rougeL": 12.34, "val/loss": 1.0}}
-    runs.write_json(tmp_path / "running/progress.json", progress)
+    write_json(tmp_path / "running/progress.json", progress)
     console = Console(width=120, force_terminal=True)
     return _Parallel(
         stages,

@@ -4,7 +4,7 @@ import pytest
 
 from lightning_minillm.cli.recipe import stages as module
 from lightning_minillm.cli.recipe.scheduler import available_cores, choose_workers
-from lightning_minillm.cli.recipe.stages import Fingerprints, Stage, data_files, digest_files, is_finished, run_stage
+from lightning_minillm.cli.recipe.stages import Fingerprints, Stage, data_files, digest_data, is_finished, run_stage
 
 
 def make_stages(root, **config):
@@ -98,9 +98,9 @@ def test_data_digest_follows_contents_not_places(tmp_path):
         for place in "ab"
     }
     assert len(list(data_files(config["a"]))) == 2
-    assert digest_files(data_files(config["a"])) == digest_files(data_files(config["b"]))
+    assert digest_data(config["a"]) == digest_data(config["b"])
     (tmp_path / "b/folder/train.jsonl").write_text("changed")
-    assert digest_files(data_files(config["a"])) != digest_files(data_files(config["b"]))
+    assert digest_data(config["a"]) != digest_data(config["b"])
 
 
 def test_workers():
