@@ -44,7 +44,7 @@ from workload import (
     setting_fields,
 )
 
-from lightning_minillm.data.loader import LMStream, TokenLoader
+from lightning_minillm.data.batches import LMStream, TokenLoader
 from lightning_minillm.functional.policy_gradient import importance_weights
 from lightning_minillm.models import load_causal_lm, shared_vocabulary
 from lightning_minillm.modules import KDModule, MiniLLMModule

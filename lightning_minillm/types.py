@@ -1,4 +1,4 @@
-"""Frozen containers that travel through the package, with the shape of every field.
+"""Frozen containers that travel through the package, with the shape of every field, and the protocols of their sources.
 
 Legend: B rows, P prompt tokens, T response tokens, L = P + T tokens, N valid target tokens, H hidden size.
 Masks are boolean and ``True`` counts. New values make a new object (``dataclasses.replace``).
@@ -6,9 +6,9 @@ Masks are boolean and ``True`` counts. New values make a new object (``dataclass
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -159,3 +159,67 @@ class LossOutput:
     """Scalar with gradient: sum over the tokens divided by the normaliser."""
     parts: Mapping[str, Tensor]
     """Detached scalars, each a sum over the tokens divided by the same normaliser."""
+
+
+# --- what a training module and its data speak of -------------------------------------------------------------------
+
+
+class PromptSet(Protocol):
+    """Training rows, as prompts to respond to and as prompt-response pairs."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        ...
+
+    def prompt_batch(self, indices: Tensor) -> PromptBatch:
+        """Return the prompts of the rows ``indices`` (``[B]`` int64)."""
+        ...
+
+    def token_batch(self, indices: Tensor, normalizer: float) -> TokenBatch:
+        """Return the pairs of the rows ``indices`` (``[B]`` int64); the responses are the targets."""
+        ...
+
+
+class TokenBatches(Protocol):
+    """An endless stream of micro-batches; its only state is the number of the batch."""
+
+    def batch(self, step: int) -> TokenBatch:
+        """Return this rank's ``step``-th micro-batch since the beginning of training."""
+        ...
+
+
+class TrainingData(Protocol):
+    """What a training module may ask of the data module."""
+
+    @property
+    def train_set(self) -> PromptSet:
+        """Training rows."""
+        ...
+
+    @property
+    def lm_stream(self) -> TokenBatches | None:
+        """Micro-batches for the pretraining loss; ``None`` without a corpus."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of an optimiser step over all ranks."""
+        ...
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Rows of a forward pass on one rank."""
+        ...
+
+    def pair_loader(self) -> Iterable[TokenBatch]:
+        """Return the training pairs as this rank's micro-batches."""
+        ...
+
+
+@runtime_checkable
+class TrainLoaderBuilder(Protocol):
+    """A module that makes its own training batches, such as rollouts of its student."""
+
+    def build_train_loader(self, data: TrainingData) -> Iterable[DeviceMovable]:
+        """Return this rank's micro-batches; the data module calls this in ``train_dataloader``."""
+        ...

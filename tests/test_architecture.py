@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lightning_minillm"
 
 # Lowest first; members of one layer do not import each other, but for those of `WITHIN`.
 LAYERS = [
-    {"_reach", "types", "files", "figures", "functional"},
+    {"_reach", "types", "batch_sizes", "files", "figures", "functional"},
     {"losses", "metrics", "distributed"},
     {"models", "data", "rollout", "checkpoints"},
     {"modules"},

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_minillm.batch_sizes import BatchSizes
 from lightning_minillm.cli.config import Config, build, build_all
-from lightning_minillm.data.loader import accumulation_steps, per_rank
 from lightning_minillm.models import check_tokenizers
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ def plan_batches(batch_size: int, micro_batch_size: int | None, world_size: int)
     Raises:
         ValueError: when it does not divide; names the nearest sizes that do.
     """
-    micro = per_rank(batch_size, world_size) if micro_batch_size is None else micro_batch_size
-    return BatchPlan(batch_size, micro, world_size, accumulation_steps(batch_size, micro, world_size))
+    sizes = BatchSizes.of(batch_size, micro_batch_size, world_size)
+    return BatchPlan(batch_size, sizes.micro_batch_size, world_size, sizes.accumulation)
 
 
 def world_size(trainer: Mapping[str, Any]) -> int:

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig
 
+from lightning_minillm.batch_sizes import BatchSizes
 from lightning_minillm.cli.config import run_command, to_plain
-from lightning_minillm.data.loader import accumulation_steps
 from lightning_minillm.distributed.memory_plan import ModelSize, Workload, model_size, plan_memory
 
 KEYS = (
@@ -41,7 +41,7 @@ def plan(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
         if config[key] not in _BYTES:
             raise ValueError(f"{key} must be one of {', '.join(_BYTES)}, got {config[key]!r}")
     devices = int(config["num_devices"])
-    accumulation_steps(config["batch_size"], config["micro_batch_size"], devices)
+    BatchSizes(config["batch_size"], config["micro_batch_size"], devices)  # raises where they do not divide
     student, teacher = (_size(config[f"{name}_path"]) for name in ("student", "teacher"))
     value = _BYTES[config["param_dtype"]]
     work = Workload(config["rollout_batch_size"], config["micro_batch_size"], config["max_length"], value)

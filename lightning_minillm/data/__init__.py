@@ -1,11 +1,10 @@
 """Prompts, instruction pairs and packed text: from files to batches."""
 
+from lightning_minillm.data.batches import EvaluationLoader, LMStream, ShuffledStream, TokenLoader
 from lightning_minillm.data.corpus import CorpusSource, PackedCorpus, SyntheticCorpus
 from lightning_minillm.data.datamodule import DistillationDataModule
 from lightning_minillm.data.encoding import EncodedInstructions
-from lightning_minillm.data.loader import EvaluationLoader, LMStream, TokenLoader, accumulation_steps
 from lightning_minillm.data.records import FieldMap, InstructionRecord, InstructionSource, load_instructions
-from lightning_minillm.data.stream import ShuffledStream
 from lightning_minillm.data.synthetic import (
     SyntheticSizes,
     SyntheticSource,
@@ -35,7 +34,6 @@ __all__ = [
     "SyntheticSizes",
     "SyntheticSource",
     "TokenLoader",
-    "accumulation_steps",
     "build_tokenizer",
     "generate_corpus",
     "generate_records",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_minillm.batch_sizes import BatchSizes, divide
+from lightning_minillm.data.batches import EvaluationLoader, LMStream, TokenLoader
 from lightning_minillm.data.corpus import DocumentSource, PackedCorpus
 from lightning_minillm.data.encoding import EncodedInstructions
-from lightning_minillm.data.loader import EvaluationLoader, LMStream, TokenLoader, accumulation_steps, per_rank
 from lightning_minillm.data.records import InstructionRecord
-from lightning_minillm.data.stream import ShuffledStream
 from lightning_minillm.data.templates import AlpacaTemplate, PromptTemplate
 from lightning_minillm.distributed.ranks import data_rank, data_world_size
+from lightning_minillm.types import DeviceMovable, TrainLoaderBuilder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -126,24 +127,31 @@ class DistillationDataModule(LightningDataModule):
         return data_world_size(self.trainer) if self.trainer is not None else 1
 
     @property
+    def sizes(self) -> BatchSizes:
+        """Batch sizes of this run.
+
+        Raises:
+            ValueError: the batch size does not divide.
+        """
+        return BatchSizes.of(self.batch_size, self._micro_batch_size, self.world_size)
+
+    @property
     def micro_batch_size(self) -> int:
         """Rows of a forward pass on one rank.
 
         Raises:
-            ValueError: when the batch size does not divide.
+            ValueError: the batch size does not divide.
         """
-        if self._micro_batch_size is None:
-            return per_rank(self.batch_size, self.world_size)
-        return self._micro_batch_size
+        return self.sizes.micro_batch_size
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches of an optimiser step on one rank: what ``accumulate_grad_batches`` must be.
+        """Micro-batches of an optimiser step on one rank: the value for ``accumulate_grad_batches``.
 
         Raises:
-            ValueError: when the batch size does not divide.
+            ValueError: the batch size does not divide.
         """
-        return accumulation_steps(self.batch_size, self.micro_batch_size, self.world_size)
+        return self.sizes.accumulation
 
     # --- data sets --------------------------------------------------------------------------------------------------
 
@@ -217,11 +225,6 @@ class DistillationDataModule(LightningDataModule):
     # --- loaders ----------------------------------------------------------------------------------------------------
 
     @property
-    def prompt_stream(self) -> ShuffledStream:
-        """Endless order of the training prompts, the same on every rank: where rollouts take theirs from."""
-        return ShuffledStream(len(self.train_set), self.seed)
-
-    @property
     def lm_stream(self) -> LMStream | None:
         """Endless stream of plain-text micro-batches, as many a step as :attr:`accumulation`; ``None`` without a
         corpus.
@@ -232,23 +235,17 @@ class DistillationDataModule(LightningDataModule):
         if self.lm_corpus is None:
             return None
         slots = self.world_size * self.accumulation
-        if self.lm_batch_size % slots:
-            below = self.lm_batch_size // slots * slots
-            nearest = " or ".join(str(size) for size in (below, below + slots) if size)
-            raise ValueError(
-                f"lm_batch_size={self.lm_batch_size} does not divide into {self.world_size} rank(s) x "
-                f"{self.accumulation} micro-batches: use {nearest}."
-            )
+        micro_batch_size = divide(self.lm_batch_size, slots, "lm_batch_size", "devices x accumulated micro-batches")
         return LMStream(
             self.lm_corpus,
             self.lm_batch_size,
-            self.lm_batch_size // slots,
+            micro_batch_size,
             rank=self.rank,
             world_size=self.world_size,
             seed=self.seed,
         )
 
-    def pair_loader(self, shuffle: bool = True) -> TokenLoader:
+    def pair_loader(self) -> TokenLoader:
         """Return the training pairs as this rank's micro-batches."""
         return TokenLoader(
             self.train_set,
@@ -257,14 +254,12 @@ class DistillationDataModule(LightningDataModule):
             rank=self.rank,
             world_size=self.world_size,
             seed=self.seed,
-            shuffle=shuffle,
         )
 
-    def train_dataloader(self) -> Any:
-        """Return what the module trains on: its own loader if it has ``build_train_loader``, else the pairs."""
+    def train_dataloader(self) -> Iterable[DeviceMovable]:
+        """Return the loader that the module builds if it is a ``TrainLoaderBuilder``, else the pairs."""
         module = self.trainer.lightning_module if self.trainer is not None else None
-        build = getattr(module, "build_train_loader", None)
-        return build(self) if build is not None else self.pair_loader()
+        return module.build_train_loader(self) if isinstance(module, TrainLoaderBuilder) else self.pair_loader()
 
     def val_dataloader(self) -> EvaluationLoader | list[Any]:
         """Return this rank's validation batches; none without validation records."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lightning_minillm.data.stream import ShuffledStream
+from lightning_minillm.data.batches import ShuffledStream
 from lightning_minillm.distributed.ranks import data_group, data_rank, data_world_size
 from lightning_minillm.distributed.sharding import is_sharded
 from lightning_minillm.functional.logprobs import TokenStates

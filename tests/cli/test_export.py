@@ -63,7 +63,7 @@ def test_the_plan_says_what_fits(run_folder, capsys):
     # logits of a chunk are the largest part of so small a model, and more than a device of no memory
     verdict, _ = plan.plan(compose_config("plan", [*overrides, "device_memory=0.00001"]))
     assert not verdict["ddp"]["fits"]
-    with pytest.raises(ValueError, match="does not divide into 2 rank"):
+    with pytest.raises(ValueError, match="the nearest is 8 or 10"):
         plan.plan(compose_config("plan", [*overrides, "batch_size=9", "micro_batch_size=1"]))
 
 

@@ -1,31 +1,37 @@
+from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from lightning import Callback, LightningDataModule, Trainer
+from torch import Tensor
 
 from lightning_minillm.modules import MiniLLMModule
 from lightning_minillm.rollout import SamplingConfig
-from lightning_minillm.types import EvaluationBatch, PromptBatch, TokenBatch
+from lightning_minillm.types import EvaluationBatch, PromptBatch, TokenBatch, TrainingData
 
 VOCAB_SIZE = 37
 
 
 class PromptSet:
-    """What the module asks of a training set: its size, and prompts by row."""
+    """A ``types.PromptSet``: given prompts, each with a random continuation as its pair."""
 
-    def __init__(self, prompts):
+    def __init__(self, prompts: PromptBatch) -> None:
         self.prompts = prompts
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.prompts.indices)
 
-    def prompt_batch(self, rows):
-        return PromptBatch(self.prompts.input_ids[rows], self.prompts.attention_mask[rows], rows)
+    def prompt_batch(self, indices: Tensor) -> PromptBatch:
+        return PromptBatch(self.prompts.input_ids[indices], self.prompts.attention_mask[indices], indices)
+
+    def token_batch(self, indices: Tensor, normalizer: float) -> TokenBatch:
+        return cut_tokens(random_tokens(len(self)), indices, normalizer)
 
 
 class Loader:
-    """A sized loader over given batches."""
+    """A sized loader over given batches; Lightning would take a list for several loaders."""
 
     def __init__(self, batches):
         self.batches = list(batches)
@@ -38,12 +44,12 @@ class Loader:
 
 
 class LMStream:
-    """An endless stream of random blocks; batch i is a function of i."""
+    """A ``types.TokenBatches`` of random blocks."""
 
-    def __init__(self, micro_batch_size, accumulation):
+    def __init__(self, micro_batch_size: int, accumulation: int) -> None:
         self.micro_batch_size, self.accumulation = micro_batch_size, accumulation
 
-    def batch(self, step):
+    def batch(self, step: int) -> TokenBatch:
         # cut from the batch of the whole optimiser step, so that micro-batches of any size hold the same rows
         optimiser_step, micro = divmod(step, self.accumulation)
         size = self.micro_batch_size * self.accumulation
@@ -53,16 +59,28 @@ class LMStream:
 
 
 class TinyData(LightningDataModule):
-    """The part of the data module that the modules speak to."""
+    """A ``types.TrainingData``: 20 prompts, their pairs, and a pretraining stream."""
 
-    def __init__(self, prompts, *, batch_size=8, micro_batch_size=8, lm=True, validation=(), train_batches=None):
+    def __init__(
+        self,
+        prompts: PromptBatch,
+        *,
+        batch_size: int = 8,
+        micro_batch_size: int = 8,
+        lm: bool = True,
+        validation: Iterable[EvaluationBatch] = (),
+        train_batches: Iterable[TokenBatch] | None = None,
+    ) -> None:
         super().__init__()
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.accumulation = batch_size // micro_batch_size
         self.train_set = PromptSet(prompts)
-        self.prompt_stream = None
         self.lm_stream = LMStream(micro_batch_size, self.accumulation) if lm else None
         self.validation, self.train_batches = list(validation), train_batches
+
+    def pair_loader(self) -> list[TokenBatch]:
+        rows = torch.arange(len(self.train_set)).split(self.micro_batch_size)
+        return [self.train_set.token_batch(share, 1.0) for share in rows]
 
     def train_dataloader(self):
         if self.train_batches is not None:
@@ -76,7 +94,7 @@ class TinyData(LightningDataModule):
         return self.val_dataloader()
 
 
-def random_tokens(count, seed=0, width=9):
+def random_tokens(count: int, seed: int = 0, width: int = 9) -> TokenBatch:
     """Right-padded sequences, whose targets are all tokens after the second."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(1, VOCAB_SIZE, (count, width), generator=generator)
@@ -87,7 +105,7 @@ def random_tokens(count, seed=0, width=9):
     return TokenBatch(ids, mask, target_mask, torch.arange(count), float(target_mask.sum()))
 
 
-def cut_tokens(batch, rows, normalizer):
+def cut_tokens(batch: TokenBatch, rows: Tensor, normalizer: float) -> TokenBatch:
     return TokenBatch(
         batch.input_ids[rows], batch.attention_mask[rows], batch.target_mask[rows], batch.indices[rows], normalizer
     )
@@ -121,7 +139,7 @@ def cut():
 def make_data(make_prompts):
     """``make_data(batch_size=8, micro_batch_size=8, lm=True, ...)``: 20 prompts."""
 
-    def make(**options):
+    def make(**options: Any) -> TrainingData:
         lengths = torch.randint(1, 8, (20,), generator=torch.Generator().manual_seed(3)).tolist()
         return TinyData(make_prompts(lengths), **options)
 

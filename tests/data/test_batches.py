@@ -9,10 +9,11 @@ from lightning_minillm.data import (
     LMStream,
     PackedCorpus,
     PlainTemplate,
+    ShuffledStream,
     TokenLoader,
-    accumulation_steps,
     generate_corpus,
 )
+from lightning_minillm.data.batches import epoch_permutation
 
 LAYOUTS = [(8, 1), (4, 1), (2, 2), (1, 4), (2, 4), (1, 8)]
 
@@ -86,21 +87,10 @@ def test_micro_batches_group_rows_of_like_length(encoded):
         assert shorter.max() <= longer.min()
 
 
-def test_without_shuffle_batches_follow_the_data(encoded):
-    batches = list(TokenLoader(encoded, 8, shuffle=False))
-    assert sorted(batches[1].indices.tolist()) == list(range(8, 16))
-
-
-def test_the_last_rows_are_left_out_or_the_batch_is_filled(encoded):
-    assert len(TokenLoader(encoded, 16)) == 2
-    loader = TokenLoader(encoded, 16, 4, drop_last=False)
-    batches = list(loader)
-    assert len(batches) == len(loader) == 12
-    rows = [row for batch in batches for row in batch.indices.tolist()]
-    assert set(rows) == set(range(40))
-    assert len(rows) == 48
-    wide = TokenLoader(encoded, 100, drop_last=False)
-    assert len(next(iter(wide)).indices) == 100
+def test_the_rows_after_the_last_full_batch_are_left_out(encoded):
+    batches = list(TokenLoader(encoded, 16, 4))
+    rows = {row for batch in batches for row in batch.indices.tolist()}
+    assert (len(batches), len(rows)) == (8, 32)
 
 
 @pytest.mark.parametrize("stop", [0, 1, 7, 19, 20])
@@ -138,7 +128,7 @@ def test_other_micro_batches_go_on_from_the_same_step(encoded):
     whole = epoch_of(TokenLoader(encoded, 8, 4, seed=4), 0)
     assert all(same(a, b) for a, b in zip(list(resumed), whole[4:], strict=True))
     next(iterator)
-    with pytest.raises(ValueError, match="after 1 of 4 micro-batches of a step, and here a step has 2"):
+    with pytest.raises(ValueError, match="after 1 of 4 micro-batches, and a step has 2 here"):
         resumed.load_state_dict(loader.state_dict())
 
 
@@ -193,21 +183,50 @@ def test_evaluation_deals_each_row_once(encoded, world):
     assert sorted(rows) == list(range(40))
 
 
-def test_sizes_that_do_not_divide(encoded):
-    assert accumulation_steps(64, 8, 2) == 4
-    with pytest.raises(ValueError, match=r"batch_size=60 .* 2 rank\(s\) x micro-batches of 8: use batch_size 48 or 64"):
-        accumulation_steps(60, 8, 2)
-    with pytest.raises(ValueError, match="use batch_size 16,"):
-        accumulation_steps(3, 8, 2)
-    with pytest.raises(ValueError, match="micro_batch_size must be at least 1"):
-        TokenLoader(encoded, 8, 0)
-    with pytest.raises(ValueError, match="use batch_size 6 or 9"):
+def test_errors(encoded):
+    with pytest.raises(ValueError, match="the nearest is 6 or 9"):
         TokenLoader(encoded, 8, world_size=3)
-    with pytest.raises(ValueError, match="rank must lie in"):
+    with pytest.raises(ValueError, match="rank must be in"):
         TokenLoader(encoded, 8, rank=2, world_size=2)
-    with pytest.raises(ValueError, match="more than the 40 rows"):
+    with pytest.raises(ValueError, match="greater than the 40 rows"):
         TokenLoader(encoded, 64)
     with pytest.raises(ValueError, match="eval_batch_size must be at least 1"):
         EvaluationLoader(encoded, 0)
     with pytest.raises(ValueError, match="cannot be dealt to 3 ranks"):
         EvaluationLoader(encoded, 1, world_size=3)
+
+
+def test_each_epoch_holds_each_row_once_in_another_order():
+    stream = ShuffledStream(50, seed=3)
+    epochs = stream.indices(0, 200).reshape(4, 50)
+    for epoch in epochs:
+        assert sorted(epoch.tolist()) == list(range(50))
+    assert len({tuple(epoch.tolist()) for epoch in epochs}) == 4
+
+
+@pytest.mark.parametrize("pieces", [[1] * 37, [7, 30], [36, 1], [0, 37]])
+def test_a_stream_does_not_depend_on_how_it_is_read(pieces):
+    stream, position, parts = ShuffledStream(10, seed=1), 5, []
+    for count in pieces:
+        parts.append(stream.indices(position, count))
+        position += count
+    assert torch.equal(torch.cat(parts), ShuffledStream(10, seed=1).indices(5, 37))
+
+
+def test_far_positions_need_no_replay():
+    far = ShuffledStream(7, seed=0).indices(7 * 10**9, 7)
+    assert torch.equal(far, epoch_permutation(7, 0, 10**9))
+
+
+def test_seeds_give_different_orders():
+    orders = {tuple(ShuffledStream(20, seed).indices(0, 20).tolist()) for seed in range(10)}
+    assert len(orders) == 10
+
+
+def test_streams_reject_what_they_cannot_order():
+    with pytest.raises(ValueError, match="num_rows must be at least 1"):
+        ShuffledStream(0, seed=0)
+    with pytest.raises(ValueError, match="seed must be at least 0"):
+        ShuffledStream(1, seed=-1)
+    with pytest.raises(ValueError, match="start and count"):
+        ShuffledStream(1, seed=0).indices(-1, 1)
