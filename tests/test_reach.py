@@ -1,7 +1,13 @@
 """What the package takes from the insides of its dependencies is still there and still means the same."""
 
+import lightning as L
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.utils.data import DataLoader
 
 from lightning_minillm import _reach
 
@@ -17,3 +23,119 @@ def test_running_out_of_memory_is_told_from_other_errors():
         torch.ones(2, 3) @ torch.ones(2, 3)
     assert not _reach.is_out_of_memory(raised.value)
     assert not _reach.is_out_of_memory(ValueError("out of memory"))
+
+
+def test_one_entry_of_a_distributed_checkpoint_is_read(tmp_path):
+    weights = {"layer.weight": torch.arange(6.0).view(2, 3), "layer.bias": torch.ones(2)}
+    dcp.save({"state_dict": weights, "optimizer_0": {"step": torch.tensor(3)}}, checkpoint_id=tmp_path, no_dist=True)
+    loaded = _reach.load_distributed(tmp_path, "state_dict")
+    assert loaded.keys() == weights.keys()
+    assert all(torch.equal(loaded[name], weights[name]) for name in weights)
+
+
+def test_transformers_names_the_decoder_layers(family, make_model):
+    model = make_model(family)
+    layers = [module for module in model.modules() if type(module).__name__ in _reach.layer_class_names(model)]
+    assert len(layers) == 2
+    assert _reach.layer_class_names(torch.nn.Linear(1, 1)) == frozenset()
+
+
+def test_transformers_tells_how_to_divide_a_head(make_model):
+    assert _reach.head_parallel_styles(make_model("llama")).keys() == {"lm_head"}
+
+
+@pytest.mark.parametrize("name", ["sdpa", "eager"])
+def test_the_attention_of_a_model_is_known(name, make_model):
+    model = make_model("llama")
+    model.set_attn_implementation(name)
+    assert _reach.attention_implementation(model.config) == name
+
+
+class Tiny(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch, batch_idx):
+        loss = self.layer(batch).sum()
+        self.log("loss", loss)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(tmp_path, *callbacks, **options):
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=5,
+        callbacks=list(callbacks),
+        logger=CSVLogger(tmp_path),
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    trainer.fit(Tiny(), DataLoader(torch.ones(3, 1)), DataLoader(torch.ones(1, 1)))
+
+
+@pytest.mark.parametrize("options", [{"val_check_interval": 2}, {"val_check_interval": 4}, {}])
+def test_a_validation_that_follows_is_foreseen(options, tmp_path):
+    foreseen, happened = [], []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            if _reach.validation_follows(trainer):
+                foreseen.append(trainer.global_step)
+
+        def on_validation_start(self, trainer, module):
+            happened.append(trainer.global_step)
+
+    fit(tmp_path, Watch(), check_val_every_n_epoch=None if options else 1, enable_checkpointing=False, **options)
+    assert foreseen == happened
+    assert happened
+
+
+def test_the_logged_step_can_be_set(tmp_path):
+    class Shift(L.Callback):
+        def on_train_batch_start(self, trainer, *args):
+            _reach.set_logged_step(trainer, trainer.global_step + 100)
+
+    fit(tmp_path, Shift(), enable_checkpointing=False)
+    lines = (tmp_path / "lightning_logs/version_0/metrics.csv").read_text().splitlines()
+    column = lines[0].split(",").index("step")
+    assert [line.split(",")[column] for line in lines[1:]] == ["100", "101", "102", "103", "104"]
+
+
+def test_a_checkpoint_can_be_written_off_its_interval(tmp_path):
+    checkpoint = ModelCheckpoint(tmp_path / "kept", filename="{step}", every_n_train_steps=1000, save_top_k=-1)
+
+    class Save(L.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            if trainer.global_step == 3:
+                with _reach.saving_every_step(checkpoint):
+                    checkpoint.on_train_batch_end(trainer, module, outputs, batch, batch_idx)
+
+    fit(tmp_path, Save(), checkpoint)
+    assert [file.name for file in (tmp_path / "kept").iterdir()] == ["step=3.ckpt"]
+
+
+def test_a_checkpoint_counts_batches(tmp_path):
+    fit(tmp_path, ModelCheckpoint(tmp_path / "kept", filename="last", every_n_train_steps=4))
+    progress = _reach.batch_progress(torch.load(tmp_path / "kept/last.ckpt", weights_only=True))
+    assert progress["total"]["ready"] == 4
+    assert progress["current"].keys() == {"ready", "started", "processed", "completed"}
+    assert progress["is_last_batch"] is False
+
+
+def test_the_number_of_data_parallel_ranks_can_be_set():
+    given, changed = (ModelParallelStrategy(data_parallel_size=size, tensor_parallel_size=2) for size in (3, "auto"))
+    _reach.set_data_parallel_size(changed, 3)
+    assert {name for name, value in vars(given).items() if value == 3} == {
+        name for name, value in vars(changed).items() if value == 3
+    }
+    assert vars(given).keys() == vars(changed).keys()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import threading
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from lightning_minillm import _reach
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -82,14 +85,14 @@ class ResumeCheckpoint(ModelCheckpoint):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Say that the next epoch begins with its first batch: Lightning still counts the last one's here."""
         if self._between_epochs:
-            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+            progress = _reach.batch_progress(checkpoint)
             progress["current"] = dict.fromkeys(progress["current"], 0)
             progress["is_last_batch"] = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Put random states and the step that loggers see back to where they were."""
         if pl_module.automatic_optimization:
-            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+            _reach.set_logged_step(trainer, trainer.global_step)
         self._restore_random_state(trainer)
 
     def on_train_batch_end(
@@ -102,8 +105,7 @@ class ResumeCheckpoint(ModelCheckpoint):
         stepped = trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         self._stopping = stepped and self._any_rank_asked_to_stop(trainer)
         self._postponed = trainer.is_last_batch
-        loop = trainer.fit_loop
-        self._after_validation = not self._postponed and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+        self._after_validation = not self._postponed and _reach.validation_follows(trainer)
         if self._stopping or not self._after_validation:
             self._after_validation = False
             if not self._postponed:
@@ -119,10 +121,8 @@ class ResumeCheckpoint(ModelCheckpoint):
     def _write(self, trainer: Trainer, module: LightningModule, stop: bool = False) -> None:
         """Write the checkpoint if it is due, or if the run is to stop here."""
         self._postponed = False
-        usual = self._every_n_train_steps
-        self._every_n_train_steps = 1 if stop else usual
-        super().on_train_batch_end(trainer, module, None, None, 0)
-        self._every_n_train_steps = usual
+        with _reach.saving_every_step(self) if stop else nullcontext():
+            super().on_train_batch_end(trainer, module, None, None, 0)
         if stop:
             rank_zero_info(f"SIGTERM: wrote {self.best_model_path} after step {trainer.global_step}; stopping")
             raise SIGTERMException

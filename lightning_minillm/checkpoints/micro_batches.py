@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning_minillm._reach import batch_progress
+
 ACCUMULATION_KEY = "accumulate_grad_batches"
 
 
@@ -20,7 +22,7 @@ def rescale_progress(checkpoint: dict[str, Any], accumulation: int) -> None:
     before = checkpoint.get(ACCUMULATION_KEY, accumulation)
     if before == accumulation or "loops" not in checkpoint:
         return
-    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    progress = batch_progress(checkpoint)
     for counts in (progress["total"], progress["current"]):
         ready = counts["ready"]
         if ready % before:

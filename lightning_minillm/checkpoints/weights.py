@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
+from lightning_minillm._reach import load_distributed
 from lightning_minillm.distributed.sharding import is_sharded
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -50,10 +49,7 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if path.is_dir():
-        state: dict[str, Any] = {}
-        planner = _EmptyStateDictLoadPlanner(keys={_KEY})
-        _load_state_dict(state, storage_reader=FileSystemReader(path), planner=planner, no_dist=True)
-        return dict(state[_KEY])
+        return load_distributed(path, _KEY)
     return dict(torch.load(path, mmap=True, map_location="cpu", weights_only=True)[_KEY])
 
 

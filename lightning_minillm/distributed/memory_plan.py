@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from lightning_minillm.distributed.sharding import decoder_layers
+
 GIB = 2**30
 _ADAM_BYTES = 8  # two float32 moments
 _LAYER_TENSORS = 34  # bytes per token and hidden unit of a layer in half precision (Korthikanti et al., 2205.05198)
@@ -47,15 +49,12 @@ def model_size(config: PretrainedConfig) -> ModelSize:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     text = config.get_text_config()
-    names = set(model._no_split_modules or ())
-    layers = [
-        sum(p.numel() for p in module.parameters()) for module in model.modules() if type(module).__name__ in names
-    ]
+    layers = [sum(p.numel() for p in layer.parameters()) for layer in decoder_layers(model)]
     heads = text.num_attention_heads
     head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
     return ModelSize(
         parameters=sum(p.numel() for p in model.parameters()),
-        layer_parameters=max(layers, default=0),
+        layer_parameters=max(layers),
         num_layers=text.num_hidden_layers,
         hidden_size=text.hidden_size,
         kv_size=2 * (getattr(text, "num_key_value_heads", None) or heads) * head_size,

@@ -26,6 +26,8 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
+from lightning_minillm._reach import layer_class_names
+
 _Result = TypeVar("_Result")
 _RUN = "run_as_forward"  # name of the method that a sharded model is given
 _RESHARD = "reshards_after_forward"
@@ -34,19 +36,19 @@ _RESHARD = "reshards_after_forward"
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
     """Return the layers that are sharded each by itself.
 
-    transformers names their classes in ``_no_split_modules``; for a model that names none, they are the members of its
-    longest ``nn.ModuleList``.
+    transformers names their classes; for a model without such names, they are the members of its longest
+    ``nn.ModuleList``.
 
     Raises:
-        ValueError: a model without layers.
+        ValueError: the model has no layers.
     """
-    names = set(getattr(model, "_no_split_modules", None) or ())
+    names = layer_class_names(model)
     layers = [module for module in model.modules() if type(module).__name__ in names]
     if not layers:
         lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
         layers = list(max(lists, key=len, default=[]))
     if not layers:
-        raise ValueError(f"{type(model).__name__} has no decoder layers to shard: it names no _no_split_modules")
+        raise ValueError(f"{type(model).__name__} has no decoder layers to shard: it contains no nn.ModuleList")
     return layers
 
 

@@ -12,6 +12,8 @@ from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 from transformers import PreTrainedModel
 
+from lightning_minillm._reach import head_parallel_styles
+
 _HEAD_STYLES = ("colwise_gather_output", "colwise_rep")
 
 
@@ -50,7 +52,7 @@ def _plan(model: PreTrainedModel) -> dict[str, str]:
     prefix = model.base_model_prefix
     plan: Mapping[str, Any] = {
         **{f"{prefix}.{name}": style for name, style in base.items()},
-        **(type(model)._tp_plan or {}),
+        **head_parallel_styles(model),
     }
     return {re.escape(name).replace(r"\*", r"\d+"): style for name, style in plan.items()}
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_minillm._reach import attention_implementation
 from lightning_minillm.distributed.sharding import is_sharded
 from lightning_minillm.models.split import SplitCausalLM
 from lightning_minillm.rollout.cache import InPlaceCache
@@ -32,7 +33,7 @@ def has_static_step(model: SplitCausalLM, cache: InPlaceCache) -> bool:
         and model.takes_positions
         and not is_sharded(model.model)
         and not getattr(config, "alibi", False)
-        and config._attn_implementation == "sdpa"
+        and attention_implementation(config) == "sdpa"
         and all(not layer.is_sliding for layer in cache.layers)
     )
 
