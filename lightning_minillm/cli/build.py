@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -118,22 +119,25 @@ def build_module(config: Config, models: Models) -> CausalLMModule:
     """Make the module of a training run; the models themselves are made when the trainer asks for them."""
     make = build(config["module"])
     teacher = {"teacher": models.teacher} if models.teacher is not None else {}
-    try:
-        return make(  # type: ignore[no-any-return]
-            student=models.student,
-            tokenizer=models.tokenizer,
-            optimizer=build(config["optimizer"]),
-            scheduler=build(config["scheduler"]) if config["scheduler"] else None,
-            evaluation_sampling=build(config["validation"]["sampling"]),
-            evaluation_seed=config["validation"]["seed"],
-            **teacher,
+    if not teacher and _requires(make, "teacher"):
+        raise ValueError(
+            f"{config['module']['_target_']} needs a teacher: teacher=pretrained teacher.path=FOLDER_OR_HUB_NAME"
         )
-    except TypeError as error:
-        if "teacher" in str(error) and not teacher:
-            raise ValueError(
-                f"{config['module']['_target_']} needs a teacher: teacher=pretrained teacher.path=FOLDER_OR_HUB_NAME"
-            ) from error
-        raise
+    return make(  # type: ignore[no-any-return]
+        student=models.student,
+        tokenizer=models.tokenizer,
+        optimizer=build(config["optimizer"]),
+        scheduler=build(config["scheduler"]) if config["scheduler"] else None,
+        evaluation_sampling=build(config["validation"]["sampling"]),
+        evaluation_seed=config["validation"]["seed"],
+        **teacher,
+    )
+
+
+def _requires(make: Callable[..., Any], name: str) -> bool:
+    """Whether a callable has a parameter of this name without a default."""
+    parameter = inspect.signature(make).parameters.get(name)
+    return parameter is not None and parameter.default is parameter.empty
 
 
 def build_trainer(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import importlib
+import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,22 +13,21 @@ import hydra
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lightning_minillm.cli import tracking
+from lightning_minillm.cli.errors import short_errors
 
 CONFIG_MODULE = "lightning_minillm.conf"
 CONFIG_PATH = f"pkg://{CONFIG_MODULE}"
 HYDRA_VERSION = "1.3"
 _NUMBERED = re.compile(r"^devices=\d+(,\d+)*$")
+_HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 _DIGITS = re.compile(r"(?<=[=,])\d+")
 
 Config = dict[str, Any]
-
-
-class RecipeError(RuntimeError):
-    """A stage of a recipe failed; what was finished is kept, and the recipe can be started again."""
 
 
 OmegaConf.register_new_resolver("sum", lambda *numbers: sum(numbers), replace=True)
@@ -75,25 +75,21 @@ def quote_numbers(overrides: Iterable[str]) -> list[str]:
     return [_NUMBERED.sub(lambda found: _DIGITS.sub(r"'\g<0>'", found[0]), override) for override in overrides]
 
 
-def run_command(command: Callable[[DictConfig], Any], name: str) -> None:
+def run_command(command: Callable[[DictConfig], Any], name: str, expected: tuple[type[Exception], ...] = ()) -> None:
     """Run a command with the configuration that the command line asks for.
 
     Args:
         command: ``train``, ``evaluate``, ... ; gets the composed configuration. A number that it returns is what a
             search such as Optuna's optimises.
-        name: of the configuration file.
+        name: name of the configuration file.
+        expected: exceptions of this command that are printed without a traceback, besides the usual ones.
     """
     sys.argv[1:] = quote_numbers(sys.argv[1:])
 
     def task(cfg: DictConfig) -> float | None:
-        try:
+        with short_errors(*expected):
             result = command(use_hydra_directory(cfg))
-            return result if isinstance(result, float) else None
-        except (ValueError, FileNotFoundError, FloatingPointError, RecipeError) as error:
-            if os.environ.get("HYDRA_FULL_ERROR") == "1":
-                raise
-            print(f"error: {error}\n(HYDRA_FULL_ERROR=1 shows where it was raised)", file=sys.stderr)
-            sys.exit(1)
+        return result if isinstance(result, float) else None
 
     hydra.main(config_path=CONFIG_PATH, config_name=name, version_base=HYDRA_VERSION)(task)()
 
@@ -140,14 +136,81 @@ def _missing(node: Any, path: str = "") -> Iterator[str]:
 def build(node: Mapping[str, Any]) -> Any:
     """Make the object that a ``_target_`` node describes, with plain containers only.
 
+    Args:
+        node: plain; nodes inside it are made first.
+
     Raises:
-        ValueError: when the object cannot be made: the message of the cause, and the target.
+        ValueError: a mistake in the configuration: a target that does not exist, arguments that it does not take, a
+            value that it refuses, a file or model that cannot be read, an optional package that is not installed. The
+            message begins with the target. Any other exception is raised as it is, with its traceback.
     """
+    _check_targets(node)
     try:
         return instantiate(dict(node), _convert_="all")
-    except Exception as error:
+    except InstantiationException as error:
         cause = error.__cause__ or error
+        if not _is_mistake_of_user(cause):
+            raise cause from cause.__cause__
         raise ValueError(f"{node.get('_target_', 'the configuration')}: {cause}") from error
+
+
+def _is_mistake_of_user(error: BaseException) -> bool:
+    if isinstance(error, ImportError):  # of an optional package, unless our own import is broken
+        return not (error.name or "").startswith("lightning_minillm")
+    return isinstance(error, ValueError | OSError | InstantiationException)
+
+
+def _check_targets(node: Any) -> None:
+    """Check that every target in a node exists and takes the arguments beside it.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if isinstance(node, Mapping):
+        for value in node.values():
+            _check_targets(value)
+        if "_target_" in node:
+            _check_arguments(node)
+    elif isinstance(node, Sequence) and not isinstance(node, str):
+        for value in node:
+            _check_targets(value)
+
+
+def _check_arguments(node: Mapping[str, Any]) -> None:
+    target = _locate(node["_target_"])
+    try:
+        signature = inspect.signature(target)
+    except (TypeError, ValueError):  # it has none that can be read
+        return
+    bind = signature.bind_partial if node.get("_partial_") else signature.bind
+    try:
+        bind(*node.get("_args_", ()), **{key: value for key, value in node.items() if key not in _HYDRA_KEYS})
+    except TypeError as error:
+        arguments = ", ".join(signature.parameters)
+        raise ValueError(f"{node['_target_']}: {error}; its arguments are {arguments}") from error
+
+
+def _locate(target: str) -> Any:
+    """Import what a dotted path names.
+
+    Raises:
+        ValueError: there is no such module, or it has no such name.
+    """
+    parts = target.split(".")
+    for end in range(len(parts), 0, -1):
+        module = ".".join(parts[:end])
+        try:
+            found: Any = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise  # something that the module itself imports
+            continue
+        for name in parts[end:]:
+            if not hasattr(found, name):
+                raise ValueError(f"{target!r} cannot be imported: {module!r} has no {name!r}")
+            found = getattr(found, name)
+        return found
+    raise ValueError(f"{target!r} cannot be imported: there is no module {parts[0]!r}")
 
 
 def build_all(nodes: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import pytest
 from omegaconf import OmegaConf
 
 from lightning_minillm.cli.config import (
-    RecipeError,
     build,
     build_all,
     compose_config,
@@ -37,8 +36,53 @@ def test_unknown_key_is_named_with_those_that_are_known():
 def test_build_names_target_and_cause():
     with pytest.raises(ValueError, match=r"SamplingConfig: teacher_mix_alpha must lie in \[0, 1\], got 2"):
         build({"_target_": "lightning_minillm.rollout.SamplingConfig", "teacher_mix_alpha": 2})
-    with pytest.raises(ValueError, match="no_such_argument"):
-        build({"_target_": "lightning_minillm.rollout.SamplingConfig", "no_such_argument": 2})
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        (
+            {"_target_": "lightning_minillm.rollout.SamplingConfig", "no_such_argument": 2},
+            "SamplingConfig: got an unexpected keyword argument 'no_such_argument'; its arguments are max_new_tokens, ",
+        ),
+        ({"_target_": "fractions.Fraction", "_partial_": True, "typo": 2}, "fractions.Fraction: .*'typo'"),
+        ({"_target_": "lightning_minillm.data.WordLevel"}, "'lightning_minillm.data' has no 'WordLevel'"),
+        ({"_target_": "lightning_minillm.nothing.Here"}, "'lightning_minillm' has no 'nothing'"),
+        ({"_target_": "no_such_package.Here"}, "there is no module 'no_such_package'"),
+        ({"_target_": "lightning_minillm.models.load_causal_lm"}, "missing a required argument: 'path'"),
+        ({"_target_": "lightning_minillm.files.iterate_json_lines", "path": [{"_target_": "no.X"}]}, "'no'"),
+        ({"_target_": f"{__name__}.needs_extra"}, "needs_extra: LoRA needs peft"),
+        ({"_target_": f"{__name__}.reads_file"}, "reads_file: .*nowhere"),
+    ],
+)
+def test_build_shortens_mistakes_in_the_configuration(node, message):
+    with pytest.raises(ValueError, match=message):
+        build(node)
+
+
+def needs_extra():
+    raise ImportError("LoRA needs peft: pip install 'lightning-minillm[peft]'")
+
+
+def reads_file():
+    return open("nowhere")
+
+
+def broken(error):
+    raise {
+        "AttributeError": AttributeError("no attribute 'logits'"),
+        "TypeError": TypeError("unsupported operand"),
+        "RuntimeError": RuntimeError("out of memory"),
+        "ImportError": ImportError("cannot import name 'x'", name="lightning_minillm.losses"),
+    }[error]
+
+
+@pytest.mark.parametrize("error", ["AttributeError", "TypeError", "RuntimeError", "ImportError"])
+def test_build_raises_mistakes_in_the_code_as_they_are(error):
+    with pytest.raises((AttributeError, TypeError, RuntimeError, ImportError)) as raised:
+        build({"_target_": f"{__name__}.broken", "error": error})
+    assert type(raised.value).__name__ == error
+    assert raised.traceback[-1].name == "broken"
 
 
 def test_build_all_leaves_out_what_is_switched_off():
@@ -64,7 +108,11 @@ def test_groups_are_chosen_by_number():
     assert compose_config("train", ["devices=4"]).trainer.devices == 4
 
 
-@pytest.mark.parametrize("error", [ValueError("what to do"), RecipeError("what to do")])
+class StageError(RuntimeError):
+    pass
+
+
+@pytest.mark.parametrize("error", [ValueError("what to do"), StageError("what to do")])
 def test_command_prints_expected_errors_and_raises_others(error, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", ["minillm-train", f"output_dir={tmp_path}/run"])
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
@@ -74,9 +122,22 @@ def test_command_prints_expected_errors_and_raises_others(error, monkeypatch, ca
         raise error
 
     with pytest.raises(SystemExit) as stop:
-        run_command(command, "train")
+        run_command(command, "train", expected=(StageError,))
     assert stop.value.code == 1
     assert "error: what to do" in capsys.readouterr().err
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(type(error)):
+        run_command(command, "train", expected=(StageError,))
+
+
+def test_command_raises_what_it_does_not_expect(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["minillm-train", f"output_dir={tmp_path}/run"])
+
+    def command(cfg):
+        raise StageError("a mistake in the code")
+
+    with pytest.raises(SystemExit):  # Hydra's own exit, after the traceback
         run_command(command, "train")
+    printed = capsys.readouterr().err
+    assert "StageError: a mistake in the code" in printed
+    assert "Traceback" in printed

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from lightning_minillm.cli.build import prepare_data
 from lightning_minillm.cli.config import Config, compose_config, quote, run_command, to_plain
@@ -17,6 +19,7 @@ from lightning_minillm.cli.recipe.stages import (
     COMMANDS,
     PROGRESS_FILE,
     Fingerprints,
+    RecipeError,
     Stage,
     digest_data,
     forget,
@@ -171,7 +174,7 @@ def _progress_file(folder: Path) -> dict[str, Any]:
 def _compose(command: str, overrides: Sequence[str], where: str) -> Config:
     try:
         plain = OmegaConf.to_container(compose_config(command, overrides), resolve=True, throw_on_missing=True)
-    except Exception as error:
+    except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(f"{where}: {error}") from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
@@ -220,7 +223,7 @@ def _prepare(config: Config) -> str:
 
 def main() -> None:
     """Run ``recipe`` from the command line."""
-    run_command(recipe, "recipe")
+    run_command(recipe, "recipe", expected=(RecipeError,))
 
 
 if __name__ == "__main__":

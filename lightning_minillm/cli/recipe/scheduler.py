@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
@@ -20,11 +21,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from lightning_minillm.cli.config import RecipeError
+from lightning_minillm.cli.errors import EXPECTED
 from lightning_minillm.cli.recipe.stages import (
     LOG_FILE,
     PROGRESS_FILE,
     Fingerprints,
+    RecipeError,
     Stage,
     is_finished,
     run_stage,
@@ -85,6 +87,8 @@ def _run_here(stage: Stage, fingerprint: str, console: Console) -> bool:
     try:
         return run_stage(stage, fingerprint)
     except Exception as error:
+        if not isinstance(error, EXPECTED):
+            traceback.print_exc()
         raise RecipeError(f"stage '{stage.name}' failed: {error}") from error
 
 

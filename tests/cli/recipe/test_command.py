@@ -4,9 +4,9 @@ import shutil
 import pytest
 from transformers import AutoModelForCausalLM
 
-from lightning_minillm.cli.config import RecipeError, compose_config
+from lightning_minillm.cli.config import compose_config
 from lightning_minillm.cli.recipe.command import plan, recipe
-from lightning_minillm.cli.recipe.stages import COMMANDS
+from lightning_minillm.cli.recipe.stages import COMMANDS, RecipeError
 
 STEPS = ["recipe.steps.teacher=4", "recipe.steps.init=2", "recipe.steps.minillm=2"]
 QUICK = [
