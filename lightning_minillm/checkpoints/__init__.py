@@ -1,1 +1,1 @@
-"""Checkpoints of training: their files, the weights in them, and positions in micro-batches."""
+"""Training checkpoints: their files, the weights in them, and positions counted in micro-batches."""

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, as files and as folders."""
+"""Training checkpoints, files or folders, that are either complete or absent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from torch.distributed.checkpoint.api import CheckpointException
 
-METADATA_FILE = "meta.pt"  # Lightning's name for what is not weights or optimiser in a folder
+from lightning_minillm._reach import is_out_of_memory
+from lightning_minillm.files import replacing
+
 _UNREADABLE = (
     RuntimeError,
     EOFError,
@@ -22,51 +24,41 @@ _UNREADABLE = (
     KeyError,
     ValueError,
     AttributeError,
-    CheckpointException,  # of a folder; torch makes it no Exception
+    CheckpointException,  # raised for folders; torch does not derive it from Exception
 )
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and moves it there when it lies on the disk.
+    """Writes a checkpoint beside its final path and moves it there once it is on the disk.
 
-    Lightning writes to the system's temporary folder and moves from there, which is a copy where that is another disk;
-    a run that is killed in the middle would leave half a file under the final name.
+    Lightning writes to the system's temporary folder and copies from there if that is on a different disk; a run killed
+    during the copy would leave half a file under the final name.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write one file.
 
         Raises:
-            TypeError: storage options, which a local file has not.
+            TypeError: storage options were given, which local files do not have.
         """
         if storage_options is not None:
             raise TypeError("AtomicCheckpointIO writes local files and takes no storage_options")
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with open(scratch, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            if path.is_dir():  # of a run that wrote folders
-                shutil.rmtree(path)
-            os.replace(scratch, path)
-        finally:
-            scratch.unlink(missing_ok=True)
-        for older in path.parent.glob(f".{path.name}.*.part"):  # of a run that was killed while it wrote
-            older.unlink(missing_ok=True)
+        with replacing(path, durable=True) as scratch:
+            torch.save(checkpoint, scratch)
+        for abandoned in path.parent.glob(f".{path.name}.*.part"):  # by a run that was killed while it wrote
+            abandoned.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read one file.
 
         Raises:
-            ValueError: it is no whole checkpoint, or a folder, which needs a strategy that shards.
+            ValueError: the file is not a complete checkpoint, or it is a folder, which only a sharding strategy reads.
         """
         if Path(path).is_dir():
             raise ValueError(
-                f"{str(path)!r} is a folder to which several ranks wrote: go on with strategy=fsdp on any number of"
-                " devices, or make a Hugging Face folder of it with minillm-export"
+                f"{str(path)!r} is a folder written by several ranks: resume with strategy=fsdp on any number of"
+                " devices, or convert it to a Hugging Face folder with minillm-export"
             )
         load = super().load_checkpoint
         return read_checkpoint(path, lambda: load(path, *args, **kwargs))
@@ -76,42 +68,46 @@ def read_checkpoint(path: str | Path, load: Callable[[], Any]) -> dict[str, Any]
     """Return what ``load`` reads from ``path``.
 
     Raises:
-        ValueError: it is cut off, or something else than a checkpoint of training.
+        ValueError: the content is cut off, or is not a training checkpoint.
     """
     try:
         checkpoint = load()
     except _UNREADABLE as error:
+        if is_out_of_memory(error):
+            raise
+        first_line, _, _ = str(error).partition("\n")
         raise ValueError(
-            f"{str(path)!r} is not a whole checkpoint ({type(error).__name__}: {str(error).splitlines()[0][:200]})."
-            f" {others(Path(path))}"
+            f"{str(path)!r} is not a complete checkpoint ({type(error).__name__}: {first_line[:200]});"
+            f" {_other_checkpoints(path)}"
         ) from error
     if not isinstance(checkpoint, dict) or "pytorch-lightning_version" not in checkpoint:
-        raise ValueError(f"{str(path)!r} is not a checkpoint of a training run. {others(Path(path))}")
+        raise ValueError(f"{str(path)!r} is not a checkpoint of a training run; {_other_checkpoints(path)}")
     return checkpoint
 
 
-def others(path: Path) -> str:
-    """Say which other checkpoints lie beside one that cannot be used."""
+def _other_checkpoints(path: str | Path) -> str:
+    """Say what to do about a checkpoint that cannot be used."""
+    path = Path(path)
     names = sorted(item.name for item in path.parent.glob("*.ckpt") if item != path)
     if not names:
-        return "There is no other checkpoint beside it: start anew with resume=never."
-    return f"Beside it lie {', '.join(names)}: go on from one with ckpt_path={path.parent}/NAME."
+        return "there is no other checkpoint in its folder: start from scratch with resume=never"
+    return f"its folder also contains {', '.join(names)}: resume from one with ckpt_path={path.parent}/NAME"
 
 
 def backup_of(path: Path) -> Path:
-    """Where the previous folder stays until the new one is in its place."""
+    """Return where the previous folder is kept until the new one is in place."""
     return path.with_name(f".{path.name}.previous")
 
 
 def recover(path: Path) -> bool:
-    """Put the previous folder back if a run was killed between two moves; return whether there is a checkpoint."""
+    """Restore the previous folder if a run was killed between two moves; return whether there is a checkpoint."""
     if not path.exists() and backup_of(path).exists():
         os.replace(backup_of(path), path)
     return path.exists()
 
 
 def put_in_place(scratch: Path, path: Path) -> None:
-    """Replace what lies at ``path`` by a folder that is whole; :func:`recover` undoes half of it."""
+    """Replace whatever is at ``path`` with a complete folder; :func:`recover` repairs an interrupted replacement."""
     backup = backup_of(path)
     shutil.rmtree(backup, ignore_errors=True)
     if path.is_file():

@@ -1,6 +1,6 @@
-"""What a checkpoint holds, in either format: one file, or a folder to which every rank wrote its part.
+"""The content of a checkpoint in either format: one file, or a folder to which every rank wrote its part.
 
-The folder is ``torch.distributed.checkpoint``'s, with Lightning's ``meta.pt`` beside it.
+The folder has the format of ``torch.distributed.checkpoint``, and Lightning's ``meta.pt`` beside the weights.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from lightning_minillm.distributed.sharding import is_sharded
 
 Shapes = Mapping[str, tuple[int, ...]]
 _KEY = "state_dict"
+_METADATA_FILE = "meta.pt"
 
 
 def weight_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
-    """Return names and shapes of the weights in a checkpoint, without reading them.
+    """Return names and shapes of the weights in a checkpoint without reading the weights.
 
     Raises:
-        OSError, RuntimeError, KeyError, ...: it cannot be read, or holds no weights.
+        OSError, RuntimeError, KeyError, ...: the checkpoint cannot be read or contains no weights.
     """
     path = Path(path)
     if path.is_dir():
@@ -37,38 +38,33 @@ def weight_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
             for name, entry in metadata.items()
             if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
         }
-    state = torch.load(path, mmap=True, map_location="cpu", weights_only=True)[_KEY]
-    return {name: tuple(value.shape) for name, value in state.items()}
+    return shapes_of(_read_file(path)[_KEY])
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
     """Return the weights of a checkpoint as whole tensors on the CPU, in one process.
 
     Raises:
-        OSError, RuntimeError, KeyError, ...: it cannot be read, or holds no weights.
+        OSError, RuntimeError, KeyError, ...: the checkpoint cannot be read or contains no weights.
     """
     path = Path(path)
-    if path.is_dir():
-        return load_distributed(path, _KEY)
-    return dict(torch.load(path, mmap=True, map_location="cpu", weights_only=True)[_KEY])
+    return load_distributed(path, _KEY) if path.is_dir() else dict(_read_file(path)[_KEY])
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """Return what a checkpoint holds besides weights and the optimiser's state."""
+    """Return the content of a checkpoint except weights and optimiser state."""
     path = Path(path)
-    file = path / "meta.pt" if path.is_dir() else path
-    content = torch.load(file, mmap=not path.is_dir(), map_location="cpu", weights_only=True)
+    content = _read_file(path / _METADATA_FILE if path.is_dir() else path)
     return {key: value for key, value in content.items() if key not in (_KEY, "optimizer_states")}
 
 
 def load_weights(module: nn.Module, path: str | Path) -> None:
-    """Load the weights of a checkpoint into a module, sharded or not; all ranks of a sharded one take part.
+    """Load the weights of a checkpoint into a module; all ranks of a sharded module take part.
 
     Raises:
-        ValueError: the checkpoint is of another architecture.
+        ValueError: the checkpoint has a different architecture.
     """
-    own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    check_architecture(own, weight_shapes(path))
+    check_architecture(shapes_of(module.state_dict()), weight_shapes(path))
     if not is_sharded(module):
         module.load_state_dict(read_weights(path))
         return
@@ -76,8 +72,17 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
     set_model_state_dict(module, state, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
 
 
+def shapes_of(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor of a state dict."""
+    return {name: tuple(value.shape) for name, value in state.items()}
+
+
 def check_architecture(own: Shapes, theirs: Shapes) -> None:
-    """Make sure that weights fit a model.
+    """Check that the weights of a checkpoint fit a model.
+
+    Args:
+        own: shapes of the model's weights.
+        theirs: shapes of the checkpoint's weights.
 
     Raises:
         ValueError: names or shapes differ.
@@ -86,6 +91,10 @@ def check_architecture(own: Shapes, theirs: Shapes) -> None:
         return
     names = sorted(own.keys() ^ theirs.keys()) or [name for name in own if own[name] != theirs[name]]
     raise ValueError(
-        f"the checkpoint is of another architecture: {len(names)} weights differ in name or shape, e.g."
-        f" {names[0]} (here {own.get(names[0])}, there {theirs.get(names[0])}); give the model it was made from"
+        f"the checkpoint has a different architecture: {len(names)} weights differ in name or shape, e.g. {names[0]}"
+        f" (here {own.get(names[0])}, in the checkpoint {theirs.get(names[0])}); use the model it was trained from"
     )
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    return dict(torch.load(path, mmap=True, map_location="cpu", weights_only=True))

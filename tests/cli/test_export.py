@@ -51,7 +51,7 @@ def test_what_cannot_be_exported_says_why(run_folder, tmp_path_factory):
         export({**given(run_folder), **rest, "run_dir": str(tmp_path_factory.mktemp("empty"))})
     content = (run_folder / "checkpoints" / "last.ckpt").read_bytes()
     (run_folder / "checkpoints" / "last.ckpt").write_bytes(content[:1000])
-    with pytest.raises(ValueError, match="not a whole checkpoint"):
+    with pytest.raises(ValueError, match="not a complete checkpoint"):
         export({**given(run_folder), **rest})
 
 

@@ -124,7 +124,7 @@ def test_checkpoint_of_another_architecture_is_refused(train_overrides, folders,
     make_tokenizer().save_pretrained(tmp_path / "other")
     overrides = [f"student.path={tmp_path}/other", f"ckpt_path={tmp_path}/run/checkpoints/last.ckpt"]
     other_run = f"output_dir={tmp_path}/other_run"
-    with pytest.raises(ValueError, match="another architecture"):
+    with pytest.raises(ValueError, match="different architecture"):
         train(compose_config("train", ["experiment=sft", *train_overrides, *overrides, other_run]))
 
 

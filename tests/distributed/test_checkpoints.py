@@ -96,9 +96,9 @@ def test_the_exported_folder_holds_the_trained_weights(sharded_run):
 @pytest.mark.parametrize("damage", ["cut off", "foreign", "other architecture"])
 def test_a_damaged_checkpoint_is_a_clear_error(damage, sharded_run, run_ranks, tmp_path):
     folder, options, _ = sharded_run
-    path, message, other = folder / f"{MIDDLE}.ckpt", "not a whole checkpoint", {}
+    path, message, other = folder / f"{MIDDLE}.ckpt", "not a complete checkpoint", {}
     if damage == "other architecture":
-        other, message = {"family": "qwen2"}, "another architecture"
+        other, message = {"family": "qwen2"}, "different architecture"
     else:
         damaged = tmp_path / "damaged.ckpt"
         (damage_folder if path.is_dir() else damage_file)(path, damaged, damage)
