@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_minillm.batch_sizes import BatchSizes
+from lightning_minillm.batch_sizes import BatchSizes, divide
 from lightning_minillm.cli.config import Config, build, build_all
 from lightning_minillm.models import check_tokenizers
 
@@ -22,50 +22,32 @@ if TYPE_CHECKING:
     from lightning_minillm.modules import CausalLMModule
 
 
-@dataclass(frozen=True)
-class BatchPlan:
-    """How a global batch is dealt over devices and time."""
+def batch_sizes(config: Config) -> BatchSizes:
+    """Return how a run's global batch is divided over devices and accumulation steps.
 
-    batch_size: int
-    """Rows of one optimiser step, over all devices."""
-    micro_batch_size: int
-    """Rows that one device holds at once."""
-    world_size: int
-    """Devices that have rows of their own."""
-    accumulation: int
-    """Micro-batches of one device in an optimiser step."""
-
-
-def plan_batches(batch_size: int, micro_batch_size: int | None, world_size: int) -> BatchPlan:
-    """Divide the global batch; ``micro_batch_size=None`` gives every device its whole share at once.
+    Args:
+        config: with ``batch_size``, ``micro_batch_size`` (``None``: each device's whole share at once) and ``trainer``.
 
     Raises:
-        ValueError: when it does not divide; names the nearest sizes that do.
+        ValueError: it does not divide; the message names the nearest sizes that do.
     """
-    sizes = BatchSizes.of(batch_size, micro_batch_size, world_size)
-    return BatchPlan(batch_size, sizes.micro_batch_size, world_size, sizes.accumulation)
+    return BatchSizes.of(config["batch_size"], config["micro_batch_size"], data_world_size(config["trainer"]))
 
 
 def world_size(trainer: Mapping[str, Any]) -> int:
-    """Devices over all nodes that a trainer's configuration asks for."""
+    """Return the number of devices over all nodes that a trainer's configuration asks for."""
     return _devices_of_a_node(trainer) * int(trainer.get("num_nodes", 1))
 
 
 def data_world_size(trainer: Mapping[str, Any]) -> int:
-    """Devices that have rows of their own: those that hold pieces of the same matrices share them.
+    """Return the number of devices that have rows of their own; the devices of a tensor-parallel group share theirs.
 
     Raises:
         ValueError: ``tensor_parallel_size`` does not divide the devices.
     """
     devices, strategy = world_size(trainer), trainer.get("strategy")
     pieces = strategy.get("tensor_parallel_size", 1) if isinstance(strategy, Mapping) else 1
-    if devices % pieces:
-        above = (devices // pieces + 1) * pieces
-        nearest = f"{above - pieces} or {above}" if devices > pieces else str(above)
-        raise ValueError(
-            f"{devices} device(s) do not divide by tensor_parallel_size={pieces}; the nearest is {nearest}"
-        )
-    return devices // pieces
+    return divide(devices, pieces, "devices", "tensor_parallel_size")
 
 
 def _devices_of_a_node(trainer: Mapping[str, Any]) -> int:
@@ -141,22 +123,23 @@ def _requires(make: Callable[..., Any], name: str) -> bool:
 
 
 def build_trainer(
-    config: Config, plan: BatchPlan | None = None, extra_callbacks: tuple[Callback, ...] = ()
+    config: Config, sizes: BatchSizes | None = None, extra_callbacks: tuple[Callback, ...] = ()
 ) -> tuple[Trainer, dict[str, Callback]]:
     """Make the trainer with its callbacks and loggers.
 
     Args:
         config: with ``trainer``, and where present ``callbacks``, ``logger``, ``eval_every`` and ``max_steps``.
-        plan: gives the micro-batches of a step, in which the trainer counts; ``None`` when nothing is trained.
-        extra_callbacks: more of them.
+        sizes: gives the number of micro-batches per step, in which the trainer counts; ``None`` when nothing is
+            trained.
+        extra_callbacks: callbacks besides those of the configuration.
 
     Returns:
         The trainer, and the callbacks by their name in the configuration.
     """
     node = dict(config["trainer"])
-    if plan is not None:
-        node["accumulate_grad_batches"] = plan.accumulation
-        node["val_check_interval"] = min(config["eval_every"], config["max_steps"]) * plan.accumulation
+    if sizes is not None:
+        node["accumulate_grad_batches"] = sizes.accumulation
+        node["val_check_interval"] = min(config["eval_every"], config["max_steps"]) * sizes.accumulation
         node["check_val_every_n_epoch"] = None
     loggers = list(build_all(config.get("logger") or {}).values())
     nodes = dict(config.get("callbacks") or {})
@@ -180,14 +163,14 @@ def _call(target: str, kwargs: dict[str, Any]) -> Any:
     return build({"_target_": target, "_partial_": True, **kwargs})(**ready)
 
 
-def announce(config: Config, plan: BatchPlan) -> None:
-    """Print what is planned, so that a mistake shows before hours are spent."""
+def announce(config: Config, sizes: BatchSizes) -> None:
+    """Print the steps, batches and phases of a run before it starts."""
     parts = [
-        f"{config['max_steps']} optimiser steps of {plan.batch_size} rows",
-        f"({plan.accumulation} x {plan.micro_batch_size} on each of {plan.world_size} device(s))",
+        f"{config['max_steps']} optimiser steps of {sizes.batch_size} rows",
+        f"({sizes.accumulation} x {sizes.micro_batch_size} on each of {sizes.world_size} device(s))",
     ]
     rollouts = config["module"].get("num_rollouts")
     if rollouts:
-        steps = max(1, rollouts // plan.batch_size) * config["module"]["ppo_epochs"]
+        steps = max(1, rollouts // sizes.batch_size) * config["module"]["ppo_epochs"]
         parts.append(f"= {-(-config['max_steps'] // steps)} phases of {rollouts} rollouts, {steps} steps each")
-    rank_zero_info(f"{config['name']}: planned {' '.join(parts)}; results go to {config['output_dir']}")
+    rank_zero_info(f"{config['name']}: {' '.join(parts)}; results are written to {config['output_dir']}")

@@ -16,12 +16,11 @@ from lightning_minillm.checkpoints.files import backup_of
 from lightning_minillm.checkpoints.weights import load_weights, read_metadata
 from lightning_minillm.cli.build import (
     announce,
+    batch_sizes,
     build_datamodule,
     build_models,
     build_module,
     build_trainer,
-    data_world_size,
-    plan_batches,
     prepare_data,
 )
 from lightning_minillm.cli.config import Config, run_command, to_plain
@@ -61,16 +60,16 @@ def train(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     """
     config = to_plain(cfg, KEYS)
     folder = Path(config["output_dir"])
-    plan = plan_batches(config["batch_size"], config["micro_batch_size"], data_world_size(config["trainer"]))
+    sizes = batch_sizes(config)
     checkpoint = find_checkpoint(config)
     seed_everything(config["seed"], workers=True, verbose=False)
-    trainer, callbacks = build_trainer(config, plan)
+    trainer, callbacks = build_trainer(config, sizes)
     prepare_data(config["data"])
     models = build_models(config["student"], config["teacher"])
     module = build_module(config, models)
     datamodule = build_datamodule(config["data"], models.tokenizer)
     runs.start_run(folder, config)
-    announce(config, plan)
+    announce(config, sizes)
 
     with tracked(trainer.loggers, folder, config):
         started = time.perf_counter()

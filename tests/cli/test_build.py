@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from lightning_minillm.cli.build import build_models, build_trainer, plan_batches, world_size
+from lightning_minillm.batch_sizes import BatchSizes
+from lightning_minillm.cli.build import batch_sizes, build_models, build_trainer, world_size
 
 
 @pytest.mark.parametrize(
@@ -27,16 +28,15 @@ def test_auto_counts_gpus(monkeypatch):
     assert world_size({"devices": -1, "accelerator": "cpu"}) == 1
 
 
-@pytest.mark.parametrize(("micro", "world", "accumulation"), [(None, 1, 1), (None, 4, 1), (8, 2, 4), (64, 1, 1)])
-def test_global_batch_is_divided_without_rest(micro, world, accumulation):
-    plan = plan_batches(64, micro, world)
-    assert plan.accumulation == accumulation
-    assert plan.micro_batch_size * plan.world_size * plan.accumulation == plan.batch_size == 64
-
-
-def test_batch_that_does_not_divide_names_the_nearest():
-    with pytest.raises(ValueError, match="60 or 66"):
-        plan_batches(64, 3, 2)
+def test_global_batch_is_divided_over_devices_that_have_rows_of_their_own():
+    strategy = {"tensor_parallel_size": 2}
+    config = {"batch_size": 64, "micro_batch_size": 8, "trainer": {"devices": 4, "strategy": strategy}}
+    assert batch_sizes(config).accumulation == 4
+    assert batch_sizes({**config, "micro_batch_size": None}).micro_batch_size == 32
+    with pytest.raises(ValueError, match="48 or 72"):
+        batch_sizes({**config, "micro_batch_size": 12})
+    with pytest.raises(ValueError, match=r"devices=3 is not .*=2; the nearest is 2 or 4"):
+        batch_sizes({**config, "trainer": {"devices": 3, "strategy": strategy}})
 
 
 def test_validation_is_counted_in_optimiser_steps(tmp_path):
@@ -46,14 +46,14 @@ def test_validation_is_counted_in_optimiser_steps(tmp_path):
         "eval_every": 5,
         "max_steps": 10,
     }
-    trainer, callbacks = build_trainer(config, plan_batches(8, 2, 1))
+    trainer, callbacks = build_trainer(config, BatchSizes(8, 2))
     assert trainer.val_check_interval == 20
     assert trainer.accumulate_grad_batches == 4
     assert trainer.check_val_every_n_epoch is None
     assert callbacks == {}
     assert trainer.loggers == []
     config["eval_every"] = 50  # more than there are steps: validate at the end
-    assert build_trainer(config, plan_batches(8, 2, 1))[0].val_check_interval == 40
+    assert build_trainer(config, BatchSizes(8, 2))[0].val_check_interval == 40
 
 
 def test_models_wait_to_be_made(folders):

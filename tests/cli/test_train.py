@@ -33,7 +33,7 @@ def stop_at(monkeypatch):
 
     def set_step(step):
         extra = () if step is None else (Stop(step),)
-        monkeypatch.setattr(module, "build_trainer", lambda config, plan: build_trainer(config, plan, extra))
+        monkeypatch.setattr(module, "build_trainer", lambda config, sizes: build_trainer(config, sizes, extra))
 
     return set_step
 
@@ -131,7 +131,7 @@ def test_checkpoint_of_another_architecture_is_refused(train_overrides, folders,
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["batch_size=5", "micro_batch_size=2"], "use batch_size 4 or 6"),
+        (["batch_size=5", "micro_batch_size=2"], "the nearest is 4 or 6"),
         (["max_length=16"], "max_length=16"),
         (["data.train=nowhere.jsonl"], "nowhere.jsonl"),
         (["ckpt_path=nowhere.ckpt"], "there is no checkpoint 'nowhere.ckpt'"),

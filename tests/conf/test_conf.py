@@ -15,12 +15,11 @@ from omegaconf import OmegaConf
 
 from lightning_minillm.cli import compare, evaluate, export, generate, plan, train
 from lightning_minillm.cli.build import (
+    batch_sizes,
     build_datamodule,
     build_models,
     build_module,
     build_trainer,
-    data_world_size,
-    plan_batches,
     world_size,
 )
 from lightning_minillm.cli.config import CONFIG_MODULE, HYDRA_VERSION, build, build_all, compose_config, to_plain
@@ -79,8 +78,8 @@ def compose_train(given, *overrides):
 
 def make_everything(config):
     """Make all objects of a training run, models included."""
-    plan = plan_batches(config["batch_size"], config["micro_batch_size"], data_world_size(config["trainer"]))
-    trainer, callbacks = build_trainer(config, plan)
+    sizes = batch_sizes(config)
+    trainer, callbacks = build_trainer(config, sizes)
     models = build_models(config["student"], config["teacher"])
     module = build_module(config, models)
     module.configure_model()
@@ -189,15 +188,15 @@ def check_trainer(group, name, given):
     if name == "fsdp_tp":
         overrides.append("devices=2")
     config = compose_train(given, f"{group}={name}", *overrides)
-    plan = plan_batches(config["batch_size"], config["micro_batch_size"], data_world_size(config["trainer"]))
-    assert plan.micro_batch_size * plan.world_size * plan.accumulation == 32
-    trainer, _ = build_trainer(config, plan)
+    sizes = batch_sizes(config)
+    assert sizes.micro_batch_size * sizes.world_size * sizes.accumulation == 32
+    trainer, _ = build_trainer(config, sizes)
     if name.startswith("fsdp"):
         assert isinstance(trainer.strategy, ShardedStrategy)
     assert isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO)
-    assert trainer.accumulate_grad_batches == plan.accumulation
+    assert trainer.accumulate_grad_batches == sizes.accumulation
     if group == "devices":
-        assert trainer.num_devices * trainer.num_nodes == plan.world_size == math.prod(map(int, name.split("x")))
+        assert trainer.num_devices * trainer.num_nodes == sizes.world_size == math.prod(map(int, name.split("x")))
     return None
 
 
@@ -368,14 +367,14 @@ def test_global_batch_size_does_not_depend_on_strategy_and_devices(strategy, dev
     ]
     config = compose_train(given, *overrides, "batch_size=64", "micro_batch_size=2")
     if (strategy, devices) == ("fsdp_tp", "1"):
-        with pytest.raises(ValueError, match=r"1 device.* do not divide by tensor_parallel_size=2; the nearest is 2"):
-            data_world_size(config["trainer"])
+        with pytest.raises(ValueError, match="devices=1 is not a multiple of tensor_parallel_size=2; the nearest is 2"):
+            batch_sizes(config)
         return
-    plan = plan_batches(config["batch_size"], config["micro_batch_size"], data_world_size(config["trainer"]))
-    assert plan.micro_batch_size * plan.world_size * plan.accumulation == 64
-    trainer, _ = build_trainer(config, plan)
+    sizes = batch_sizes(config)
+    assert sizes.micro_batch_size * sizes.world_size * sizes.accumulation == 64
+    trainer, _ = build_trainer(config, sizes)
     assert trainer.num_devices * trainer.num_nodes == world_size(config["trainer"])
-    assert trainer.accumulate_grad_batches == plan.accumulation
+    assert trainer.accumulate_grad_batches == sizes.accumulation
 
 
 @pytest.mark.parametrize(

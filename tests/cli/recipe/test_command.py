@@ -135,7 +135,7 @@ def test_stopped_recipe_goes_on_where_it_was(copied, monkeypatch):
             if trainer.global_step == 3:
                 raise RuntimeError("the machine went away")
 
-    monkeypatch.setattr(module, "build_trainer", lambda config, plan: build_trainer(config, plan, (Crash(),)))
+    monkeypatch.setattr(module, "build_trainer", lambda config, sizes: build_trainer(config, sizes, (Crash(),)))
     with pytest.raises(RecipeError, match="stage 'minillm' failed: the machine went away"):
         run(copied, *redo)
     state = json.loads((copied / "run/minillm/stage.json").read_text())
@@ -202,7 +202,7 @@ def test_stages_run_at_once_in_processes_of_their_own(tmp_path):
         run(tmp_path, *until, workers=2)
     for name in ("init", "sft"):
         assert json.loads((tmp_path / f"run/{name}/stage.json").read_text())["finished"]
-        assert "planned" in (tmp_path / f"run/{name}/log.txt").read_text()
+        assert "optimiser steps" in (tmp_path / f"run/{name}/log.txt").read_text()
         progress = json.loads((tmp_path / f"run/{name}/progress.json").read_text())
         assert progress["step"] == progress["max_steps"]
     _, objects = run(tmp_path, "until=sft", workers=2)
