@@ -7,7 +7,7 @@ Masks are boolean and ``True`` counts. New values make a new object (``dataclass
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -147,8 +147,8 @@ class TokenValues:
 
     loss: Tensor
     """``[N]`` per-token loss values, with gradient."""
-    parts: Mapping[str, Tensor]
-    """Named per-token values ``[N]`` to be averaged and logged; gradients through them are dropped."""
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    """Named per-token values ``[N]`` to be averaged and logged beside the loss; gradients through them are dropped."""
 
 
 @dataclass(frozen=True)

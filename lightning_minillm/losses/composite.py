@@ -19,8 +19,8 @@ class WeightedLoss(TokenLoss):
 
     Args:
         losses: at least one loss by name.
-        weights: a finite weight for every name. A loss of weight 0 is not computed.
-        chunk_size: see :class:`TokenLoss`; those of the summands are not used.
+        weights: a finite weight for each of these names. A loss with weight 0 is not computed.
+        chunk_size: see :class:`TokenLoss`; the chunk sizes of the summands are ignored.
 
     Raises:
         ValueError: names and weights differ, or every weight is 0.
@@ -34,11 +34,11 @@ class WeightedLoss(TokenLoss):
     ) -> None:
         super().__init__(chunk_size)
         if set(losses) != set(weights):
-            raise ValueError(f"losses {sorted(losses)} and weights {sorted(weights)} must name the same summands")
+            raise ValueError(f"losses and weights must have the same names, got {sorted(losses)} and {sorted(weights)}")
         if not any(weights.values()):
-            raise ValueError("every weight is 0: the loss would be 0 for any student; set at least one weight")
+            raise ValueError("all weights are 0, so the loss would be 0 for any student; set at least one weight")
         self.weights = {name: float(weights[name]) for name in losses if weights[name]}
-        # a list: as keys of a ModuleDict, natural names such as "forward" are taken by nn.Module
+        # a list, because nn.ModuleDict refuses names of its own methods, such as "forward"
         self.losses = nn.ModuleList(losses[name] for name in self.weights)
         self.token_inputs = tuple(dict.fromkeys(key for loss in self._summands.values() for key in loss.token_inputs))
 
@@ -55,18 +55,20 @@ class WeightedLoss(TokenLoss):
     def token_values(self, signals: TokenSignals) -> TokenValues:
         """Return the weighted sum, and the parts of all summands.
 
-        A part that an earlier summand has reported too gets its summand's name in front.
+        A summand without parts is a part itself, under its name. A part that an earlier summand has reported too gets
+        the name of its summand as a prefix.
         """
         total = torch.zeros_like(signals.student_logits[:, 0])
         parts: dict[str, Tensor] = {}
         for name, loss in self._summands.items():
             values = loss.token_values(signals)
             total = total + self.weights[name] * values.loss
-            parts |= {f"{name}_{key}" if key in parts else key: value for key, value in values.parts.items()}
+            reported = values.parts or {name: values.loss}
+            parts |= {f"{name}_{key}" if key in parts else key: value for key, value in reported.items()}
         return TokenValues(total, parts)
 
 
-class KDLoss(WeightedLoss):
+class KDLoss(TokenLoss):
     """(1 - kd_ratio) cross-entropy with the target + kd_ratio divergence from the teacher.
 
     The loss of word-level KD and of MiniLLM's pretraining batch (official finetune.py and losses.pt_loss).
@@ -86,8 +88,21 @@ class KDLoss(WeightedLoss):
         divergence: TokenLoss | None = None,
         chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE,
     ) -> None:
+        super().__init__(chunk_size)
         if not 0 <= kd_ratio <= 1:
-            raise ValueError(f"kd_ratio must lie in [0, 1], got {kd_ratio}")
-        losses = {"language_modeling": LanguageModelingLoss(), "divergence": divergence or TeacherCrossEntropy()}
-        super().__init__(losses, {"language_modeling": 1 - kd_ratio, "divergence": kd_ratio}, chunk_size)
+            raise ValueError(f"kd_ratio must be in [0, 1], got {kd_ratio}")
         self.kd_ratio = kd_ratio
+        self.mixture = WeightedLoss(
+            {"language_modeling": LanguageModelingLoss(), "divergence": divergence or TeacherCrossEntropy()},
+            {"language_modeling": 1 - kd_ratio, "divergence": kd_ratio},
+        )
+        self.token_inputs = self.mixture.token_inputs
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether the teacher's weight is positive."""
+        return self.mixture.reads_teacher
+
+    def token_values(self, signals: TokenSignals) -> TokenValues:
+        """Return the weighted sum, with ``lm_loss`` and the divergence as parts."""
+        return self.mixture.token_values(signals)

@@ -1,47 +1,92 @@
-"""Divergences between student and teacher as losses: each is one line of mathematics on ``TokenLoss``."""
+"""Divergences between teacher and student as losses: each names the function it averages over target tokens.
+
+The legend of all formulas: p teacher, q student, both over the shared vocabulary.
+"""
 
 from __future__ import annotations
-
-from typing import ClassVar
 
 from torch import Tensor
 
 from lightning_minillm.functional import divergences
+from lightning_minillm.functional.adaptive_kl import adaptive_kl, check_head_mass
+from lightning_minillm.functional.alpha_beta import alpha_beta_divergence, check_exponents
 from lightning_minillm.losses.base import DEFAULT_CHUNK_SIZE, TokenLoss
 from lightning_minillm.losses.chunking import ChunkSize
 from lightning_minillm.types import TokenSignals, TokenValues
 
 
-def teacher_logits(signals: TokenSignals) -> Tensor:
-    """Return the teacher's logits ``[N, V]`` of a loss that needs a teacher."""
+def logits_of(signals: TokenSignals) -> tuple[Tensor, Tensor]:
+    """Return the logits ``[N, V]`` of student and teacher."""
     assert signals.teacher_logits is not None  # TokenLoss.forward has checked it
-    return signals.teacher_logits
+    return signals.student_logits, signals.teacher_logits
 
 
 class ForwardKL(TokenLoss):
-    """KL(teacher || student), word-level distillation (Hinton et al., arXiv 1503.02531)."""
+    """KL(p || q): word-level distillation (Hinton et al., arXiv 1503.02531)."""
 
-    is_divergence: ClassVar[bool] = True
+    is_divergence = True
 
     def token_values(self, signals: TokenSignals) -> TokenValues:
         """Return the divergence of each token."""
-        value = divergences.forward_kl(signals.student_logits, teacher_logits(signals))
-        return TokenValues(value, {"forward_kl": value})
+        return TokenValues(divergences.forward_kl(*logits_of(signals)))
 
 
 class ReverseKL(TokenLoss):
-    """KL(student || teacher), exact over the vocabulary (MiniLLM, arXiv 2306.08543)."""
+    """KL(q || p), exact over the vocabulary (MiniLLM, arXiv 2306.08543)."""
 
-    is_divergence: ClassVar[bool] = True
+    is_divergence = True
 
     def token_values(self, signals: TokenSignals) -> TokenValues:
         """Return the divergence of each token."""
-        value = divergences.reverse_kl(signals.student_logits, teacher_logits(signals))
-        return TokenValues(value, {"reverse_kl": value})
+        return TokenValues(divergences.reverse_kl(*logits_of(signals)))
+
+
+class SkewedForwardKL(TokenLoss):
+    """KL(p || alpha p + (1 - alpha) q): the loss of DistiLLM (arXiv 2402.03898).
+
+    Args:
+        alpha: weight of the teacher in the mixture, in [0, 1); 0 is the forward KL.
+        chunk_size: see :class:`TokenLoss`.
+
+    Raises:
+        ValueError: alpha outside [0, 1).
+    """
+
+    is_divergence = True
+
+    def __init__(self, alpha: float = 0.1, chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE) -> None:
+        super().__init__(chunk_size)
+        self.alpha = divergences.check_skew(alpha)
+
+    def token_values(self, signals: TokenSignals) -> TokenValues:
+        """Return the divergence of each token."""
+        return TokenValues(divergences.skewed_forward_kl(*logits_of(signals), self.alpha))
+
+
+class SkewedReverseKL(TokenLoss):
+    """KL(q || alpha q + (1 - alpha) p): the other loss of DistiLLM (arXiv 2402.03898).
+
+    Args:
+        alpha: weight of the student in the mixture, in [0, 1); 0 is the reverse KL.
+        chunk_size: see :class:`TokenLoss`.
+
+    Raises:
+        ValueError: alpha outside [0, 1).
+    """
+
+    is_divergence = True
+
+    def __init__(self, alpha: float = 0.1, chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE) -> None:
+        super().__init__(chunk_size)
+        self.alpha = divergences.check_skew(alpha)
+
+    def token_values(self, signals: TokenSignals) -> TokenValues:
+        """Return the divergence of each token."""
+        return TokenValues(divergences.skewed_reverse_kl(*logits_of(signals), self.alpha))
 
 
 class GeneralizedJSD(TokenLoss):
-    """Generalised Jensen-Shannon divergence (GKD, arXiv 2306.13649).
+    """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q (GKD, arXiv 2306.13649).
 
     Args:
         beta: weight of the teacher in the mixture, strictly inside (0, 1).
@@ -51,24 +96,92 @@ class GeneralizedJSD(TokenLoss):
         ValueError: beta outside (0, 1).
     """
 
-    is_divergence: ClassVar[bool] = True
+    is_divergence = True
 
     def __init__(self, beta: float = 0.5, chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE) -> None:
         super().__init__(chunk_size)
         if not 0 < beta < 1:
-            raise ValueError(f"beta must lie inside (0, 1), got {beta}; use ForwardKL or ReverseKL at the ends")
+            raise ValueError(f"beta must be strictly between 0 and 1, got {beta}; use ForwardKL or ReverseKL instead")
         self.beta = beta
 
     def token_values(self, signals: TokenSignals) -> TokenValues:
         """Return the divergence of each token."""
-        value = divergences.generalized_jsd(signals.student_logits, teacher_logits(signals), self.beta)
-        return TokenValues(value, {"generalized_jsd": value})
+        return TokenValues(divergences.generalized_jsd(*logits_of(signals), self.beta))
+
+
+class Jeffreys(TokenLoss):
+    """KL(p || q) + KL(q || p) (Jeffreys 1946): symmetric, and at least as large as either of the two."""
+
+    is_divergence = True
+
+    def token_values(self, signals: TokenSignals) -> TokenValues:
+        """Return the divergence of each token."""
+        return TokenValues(divergences.jeffreys(*logits_of(signals)))
+
+
+class TotalVariation(TokenLoss):
+    """1/2 sum |p - q| (f-distill, arXiv 2307.15190): bounded, and insensitive to tokens that both find unlikely."""
+
+    is_divergence = True
+
+    def token_values(self, signals: TokenSignals) -> TokenValues:
+        """Return the divergence of each token."""
+        return TokenValues(divergences.total_variation(*logits_of(signals)))
+
+
+class AdaptiveKL(TokenLoss):
+    """w KL(p || q) + (1 - w) KL(q || p), where w is the head's share of |p - q| (AKL, arXiv 2404.02657).
+
+    The head consists of the teacher's most probable tokens. w is computed per target token and carries no gradient.
+
+    Args:
+        head_mass: mu in (0, 1), the largest probability that the teacher gives to the head as a whole.
+        chunk_size: see :class:`TokenLoss`.
+
+    Raises:
+        ValueError: head_mass outside (0, 1).
+    """
+
+    is_divergence = True
+
+    def __init__(self, head_mass: float = 0.5, chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE) -> None:
+        super().__init__(chunk_size)
+        check_head_mass(head_mass)
+        self.head_mass = head_mass
+
+    def token_values(self, signals: TokenSignals) -> TokenValues:
+        """Return the divergence of each token."""
+        return TokenValues(adaptive_kl(*logits_of(signals), self.head_mass))
+
+
+class AlphaBetaDivergence(TokenLoss):
+    """-1 / (alpha beta) sum [p^alpha q^beta - alpha / s p^s - beta / s q^s], s = alpha + beta (ABKD, arXiv 2505.04560).
+
+    Args:
+        alpha: exponent of the teacher, at least 0; (1, 0) is the forward KL.
+        beta: exponent of the student, at least 0; (0, 1) is the reverse KL.
+        chunk_size: see :class:`TokenLoss`.
+
+    Raises:
+        ValueError: a negative exponent, or both 0.
+    """
+
+    is_divergence = True
+
+    def __init__(self, alpha: float = 0.2, beta: float = 0.7, chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE) -> None:
+        super().__init__(chunk_size)
+        check_exponents(alpha, beta)
+        self.alpha, self.beta = alpha, beta
+
+    def token_values(self, signals: TokenSignals) -> TokenValues:
+        """Return the divergence of each token."""
+        return TokenValues(alpha_beta_divergence(*logits_of(signals), self.alpha, self.beta))
 
 
 class TeacherCrossEntropy(TokenLoss):
-    """-sum p log q: the forward KL's gradient with the value that the official code logs as ``ds_loss``."""
+    """-sum p log q: the gradient of the forward KL, and the value that the official code logs as ``ds_loss``."""
 
     def token_values(self, signals: TokenSignals) -> TokenValues:
         """Return the cross-entropy of each token."""
-        value = divergences.cross_entropy(signals.student_logits, teacher_logits(signals))
+        value = divergences.cross_entropy(*logits_of(signals))
         return TokenValues(value, {"teacher_cross_entropy": value})
