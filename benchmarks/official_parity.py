@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lightning_minillm.functional.kl_estimators import k3
-from lightning_minillm.functional.masking import lengths_to_mask, response_lengths
+from lightning_minillm.functional.masking import lengths_to_mask
 from lightning_minillm.functional.policy_gradient import importance_weights
 from lightning_minillm.functional.returns import whiten, whitening_sums
 from lightning_minillm.losses import LanguageModelingLoss, MiniLLMLoss, TeacherCrossEntropy
@@ -105,6 +105,13 @@ def worst_of(errors: dict[str, float]) -> float:
     return max(errors.values(), key=lambda error: math.inf if math.isnan(error) else error)
 
 
+def response_lengths(response_ids: Tensor, eos_token_id: int) -> Tensor:
+    """Tokens ``[B]`` of each response ``[B, T]``, its first eos included; T for a response without eos."""
+    is_end = response_ids == eos_token_id
+    ended_before = is_end.cumsum(-1) - is_end.long() > 0
+    return (~ended_before).sum(-1)
+
+
 def rollouts_of(record: Record, key: str, student: SplitCausalLM, teacher: SplitCausalLM) -> RolloutBatch:
     """Our rollout-side code on recorded responses."""
     ids = record[key]
@@ -161,7 +168,7 @@ def update_side(
     batch = rollout_sequences(rollouts)
     states, ids = split.token_states(batch.input_ids, batch.attention_mask, batch.target_mask)
     teacher_states, _ = teacher.token_states(batch.input_ids, batch.attention_mask, batch.target_mask)
-    output = loss(states, ids, teacher_states.detach(), inputs, temperature=record.args["temperature"])
+    output = loss(states, ids, teacher_states, inputs, temperature=record.args["temperature"])
     pairs = {
         "pg": (output.parts["pg_loss"], record["stats.pg_loss"]),
         "reg": (output.parts["single_step_loss"], record["stats.reg_loss"]),
@@ -196,7 +203,7 @@ def pretraining_loss(
     states, target_ids = student.token_states(batch.input_ids, batch.attention_mask, batch.target_mask)
     teacher_states, _ = teacher.token_states(batch.input_ids, batch.attention_mask, batch.target_mask)
     lm = LanguageModelingLoss()(states, target_ids).loss
-    kd = TeacherCrossEntropy()(states, target_ids, teacher_states.detach()).loss
+    kd = TeacherCrossEntropy()(states, target_ids, teacher_states).loss
     ratio = record.args["kd_ratio"]
     total = (1 - ratio) * lm + ratio * kd
     return total, {

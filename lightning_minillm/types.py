@@ -23,10 +23,10 @@ class DeviceMovable:
     def to(self: _Batch, device: torch.device | str, non_blocking: bool = False) -> _Batch:
         """Return a copy whose tensors (nested batches included) lie on ``device``."""
         moved = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for entry in fields(self):
+            value = getattr(self, entry.name)
             if isinstance(value, (Tensor, DeviceMovable)):
-                moved[field.name] = value.to(device, non_blocking=non_blocking)
+                moved[entry.name] = value.to(device, non_blocking=non_blocking)
         return replace(self, **moved)
 
 

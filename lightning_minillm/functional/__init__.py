@@ -17,13 +17,7 @@ from lightning_minillm.functional.divergences import (
 )
 from lightning_minillm.functional.exposure_bias import accumulated_error, excess_accumulated_error
 from lightning_minillm.functional.logprobs import TokenStates, gather_logprobs, select_targets, target_logprobs
-from lightning_minillm.functional.masking import (
-    lengths_to_mask,
-    masked_mean,
-    masked_sum,
-    position_ids,
-    response_lengths,
-)
+from lightning_minillm.functional.masking import lengths_to_mask, position_ids
 from lightning_minillm.functional.policy_gradient import clipped_surrogate, importance_weights
 from lightning_minillm.functional.returns import discounted_returns, token_rewards, whiten, whitening_sums
 
@@ -45,12 +39,9 @@ __all__ = [
     "importance_weights",
     "jeffreys",
     "lengths_to_mask",
-    "masked_mean",
-    "masked_sum",
     "paired_bootstrap",
     "position_ids",
     "reliability_bins",
-    "response_lengths",
     "reverse_kl",
     "select_targets",
     "skewed_forward_kl",

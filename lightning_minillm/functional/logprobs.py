@@ -6,7 +6,7 @@ Legend: B rows, L tokens, N valid target tokens, H hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -30,10 +30,6 @@ class TokenStates:
 
     def __len__(self) -> int:
         return self.hidden.shape[0]
-
-    def detach(self) -> TokenStates:
-        """Return the states cut off from the graph that made them."""
-        return replace(self, hidden=self.hidden.detach())
 
     def logits(self, start: int = 0, stop: int | None = None, temperature: float = 1.0) -> Tensor:
         """Project the states ``start:stop`` to float32 logits ``[n, V]`` divided by ``temperature``."""

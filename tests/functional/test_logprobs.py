@@ -97,10 +97,3 @@ def test_chunks_do_not_change_target_logprobs(chunk_size, temperature):
 def test_target_logprobs_of_no_token_is_empty():
     states, ids = make_states(tokens=0)
     assert target_logprobs(states, ids).shape == (0,)
-
-
-def test_detached_states_carry_no_gradient():
-    hidden = torch.randn(2, 3, requires_grad=True)
-    states = TokenStates(hidden * 2, lambda h: h).detach()
-    assert len(states) == 2
-    assert not states.logits().requires_grad

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "official_parity.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "official_parity.py"
 VOCABULARY, EOS, PROMPT_WIDTH, RESPONSE_WIDTH, LM_WIDTH = 101, 100, 7, 9, 16
 PROMPT_LENGTHS = (7, 4, 6, 1, 5, 7)
 RESPONSE_LENGTHS = (9, 8, 9, 3, 1, 5)  # 9: no eos
@@ -304,6 +304,20 @@ def test_we_agree_with_the_recorded_numbers(parity, golden_folder, monkeypatch, 
     assert status == 0
     assert [line["file"] for line in lines] == [file.name for file in files]
     assert all(line["agrees"] and line["worst"] < 1e-5 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("row", "length"),
+    [
+        ([5, 6, 7, 8], 4),  # no eos: everything counts
+        ([9, 9, 9, 9], 1),  # eos at once, then padding that looks like eos
+        ([5, 9, 6, 9], 2),  # the first eos ends the response, whatever follows
+        ([5, 6, 7, 9], 4),  # the eos itself is a target
+        ([0, 0, 9, 0], 3),  # a pad id inside does not end a response
+    ],
+)
+def test_a_response_ends_with_its_first_eos(row, length, parity):
+    assert parity.response_lengths(torch.tensor([row]), eos_token_id=9).tolist() == [length]
 
 
 # --- disagreement -----------------------------------------------------------------------------------------------------
