@@ -55,7 +55,7 @@ def load_distributed(folder: str | Path, key: str) -> dict[str, Any]:
     from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
     content: dict[str, Any] = {}
-    planner = _EmptyStateDictLoadPlanner(keys={key})  # type: ignore[no-untyped-call]  # torch has no types here
+    planner = _EmptyStateDictLoadPlanner(keys={key})
     _load_state_dict(content, storage_reader=FileSystemReader(folder), planner=planner, no_dist=True)
     return dict(content[key])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -222,4 +222,25 @@ class TrainLoaderBuilder(Protocol):
 
     def build_train_loader(self, data: TrainingData) -> Iterable[DeviceMovable]:
         """Return this rank's micro-batches; the data module calls this in ``train_dataloader``."""
+        ...
+
+
+# --- what some loggers take -----------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class TableLogger(Protocol):
+    """A Lightning logger that takes tables, such as W&B's."""
+
+    def log_table(self, key: str, columns: list[str], data: list[list[Any]], *, step: int | None = None) -> None:
+        """Log a table with named columns."""
+        ...
+
+
+@runtime_checkable
+class ImageLogger(Protocol):
+    """A Lightning logger that takes images, such as W&B's."""
+
+    def log_image(self, key: str, images: list[Any], step: int | None = None) -> None:
+        """Log images, given as files or arrays."""
         ...

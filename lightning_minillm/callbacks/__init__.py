@@ -1,4 +1,8 @@
-"""Lightning callbacks: what a run shows while it trains. None of them changes what is trained."""
+"""Lightning callbacks: checkpoints to resume from, progress, speed, samples and plots.
+
+Only :class:`ResumeCheckpoint` touches training: it restores random states and step counts so that a resumed run equals
+an uninterrupted one. The others observe.
+"""
 
 from lightning_minillm.callbacks.checkpoint import ResumeCheckpoint
 from lightning_minillm.callbacks.metric_plots import MetricPlots

@@ -1,4 +1,4 @@
-"""Whole checkpoints from which a run goes on exactly where it was."""
+"""Checkpoints from which a run resumes exactly where it was."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 
 
 class ResumeCheckpoint(ModelCheckpoint):
-    """Keep one checkpoint of everything, random states included, written anew every few optimiser steps.
+    """Keep one checkpoint of the whole run, random states included, and replace it every few optimiser steps.
 
-    Two habits of Lightning (2.6) are mended on the way. It skips an epoch when it resumes from a checkpoint that was
-    written after the last batch of an epoch; so one that falls due there is written at the start of the next, before
-    anything happens in it. And the step numbers of its logs move by one in some resumed runs; so they are put right.
+    It works around two defects of Lightning (2.6). Lightning skips an epoch when it resumes from a checkpoint written
+    after the last batch of an epoch; a checkpoint due there is written at the start of the next epoch instead, before
+    anything else happens in it. And in some resumed runs the step numbers of the logs are off by one; they are reset.
 
-    SIGTERM, which schedulers send before they kill, writes the checkpoint after the current optimiser step and ends the
-    run with exit code 0. (Lightning's own handler talks to the other ranks from inside the signal, in the middle of
-    whatever they are exchanging.)
+    SIGTERM, which schedulers send before they kill a process, writes the checkpoint after the current optimiser step
+    and ends the run with exit code 0. (Lightning's own handler communicates with the other ranks from inside the
+    signal handler, in the middle of any other communication.)
 
     Args:
         dirpath: folder of the checkpoint.
-        every_n_train_steps: optimiser steps between two of them, at least 1.
-        filename: its name without ``.ckpt``.
+        every_n_train_steps: optimiser steps between two checkpoints, at least 1.
+        filename: name of the checkpoint without ``.ckpt``.
 
     Raises:
-        ValueError: every_n_train_steps below 1.
+        ValueError: ``every_n_train_steps`` is below 1.
     """
 
     def __init__(self, dirpath: str, every_n_train_steps: int, filename: str = "last") -> None:
@@ -58,7 +58,7 @@ class ResumeCheckpoint(ModelCheckpoint):
         self._handler_before: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take SIGTERM over, where signals can be."""
+        """Install the handler of SIGTERM if this is the main thread; no other thread may."""
         super().on_train_start(trainer, pl_module)
         self._asked_to_stop = False
         if threading.current_thread() is threading.main_thread():
@@ -68,14 +68,14 @@ class ResumeCheckpoint(ModelCheckpoint):
         self._asked_to_stop = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give SIGTERM back."""
+        """Restore the previous handler of SIGTERM."""
         super().teardown(trainer, pl_module, stage)
         if self._handler_before is not None:
             signal.signal(signal.SIGTERM, self._handler_before)
             self._handler_before = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the checkpoint that fell due at the last batch of the epoch before."""
+        """Write the checkpoint that was due at the last batch of the previous epoch."""
         self._restore_random_state(trainer)
         if self._postponed:
             self._between_epochs = True
@@ -83,14 +83,14 @@ class ResumeCheckpoint(ModelCheckpoint):
             self._between_epochs = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Say that the next epoch begins with its first batch: Lightning still counts the last one's here."""
+        """Between epochs, record that the next epoch begins with its first batch; Lightning still counts the last."""
         if self._between_epochs:
             progress = _reach.batch_progress(checkpoint)
             progress["current"] = dict.fromkeys(progress["current"], 0)
             progress["is_last_batch"] = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Put random states and the step that loggers see back to where they were."""
+        """Restore random states, and the step under which loggers write."""
         if pl_module.automatic_optimization:
             _reach.set_logged_step(trainer, trainer.global_step)
         self._restore_random_state(trainer)
@@ -98,9 +98,9 @@ class ResumeCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write the checkpoint if it is due, unless the epoch is about to end or a validation follows.
+        """Write the checkpoint if it is due, unless the epoch ends or a validation follows.
 
-        A resumed run does not repeat a validation, so one that is killed in the middle has to go on from before.
+        A resumed run does not repeat a validation; a run killed during one must resume from before it.
         """
         stepped = trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         self._stopping = stepped and self._any_rank_asked_to_stop(trainer)
@@ -112,14 +112,14 @@ class ResumeCheckpoint(ModelCheckpoint):
                 self._write(trainer, pl_module, stop=self._stopping)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the checkpoint that fell due before the validation."""
+        """Write the checkpoint that was due before the validation."""
         super().on_validation_end(trainer, pl_module)
         if self._after_validation and trainer.state.fn == TrainerFn.FITTING:
             self._after_validation = False
             self._write(trainer, pl_module)
 
     def _write(self, trainer: Trainer, module: LightningModule, stop: bool = False) -> None:
-        """Write the checkpoint if it is due, or if the run is to stop here."""
+        """Write the checkpoint if it is due or if the run has to stop here."""
         self._postponed = False
         with _reach.saving_every_step(self) if stop else nullcontext():
             super().on_train_batch_end(trainer, module, None, None, 0)
@@ -128,7 +128,7 @@ class ResumeCheckpoint(ModelCheckpoint):
             raise SIGTERMException
 
     def _any_rank_asked_to_stop(self, trainer: Trainer) -> bool:
-        """All ranks write together, so they have to agree."""
+        """Return whether any rank got SIGTERM; all ranks write together, so they have to agree."""
         if trainer.world_size == 1:
             return self._asked_to_stop
         asked = torch.tensor(float(self._asked_to_stop), device=trainer.strategy.root_device)
@@ -140,7 +140,7 @@ class ResumeCheckpoint(ModelCheckpoint):
         self._random_states = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the base class, and the random states of all ranks."""
+        """Return the state of the base class and the random states of all ranks."""
         own = random_state()
         states: list[Any] = [own]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -149,14 +149,16 @@ class ResumeCheckpoint(ModelCheckpoint):
         return {**super().state_dict(), "random_states": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore both; another number of ranks starts from fresh random states."""
+        """Restore both; on a different number of ranks, random states start fresh."""
         self._random_states = state_dict.get("random_states", [])
         super().load_state_dict(state_dict)
 
 
 def random_state() -> dict[str, Any]:
     """Return the state of every global random generator, as plain tensors, tuples and numbers."""
-    _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    numpy_state = np.random.get_state(legacy=False)
+    keys, position = numpy_state["state"]["key"], numpy_state["state"]["pos"]
+    has_gauss, gauss = numpy_state["has_gauss"], numpy_state["gauss"]
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
@@ -166,7 +168,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Restore what :func:`random_state` returned."""
+    """Restore a state that :func:`random_state` returned."""
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())

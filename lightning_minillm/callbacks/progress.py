@@ -1,39 +1,41 @@
-"""Progress on the screen, rollouts included, and in a file that another process reads."""
+"""Progress on the screen, rollouts included, and in a file for other processes to read."""
 
 from __future__ import annotations
 
-import json
-import os
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from lightning.pytorch.callbacks import Callback, RichProgressBar
+
+from lightning_minillm.files import write_json
+from lightning_minillm.rollout.collect import ProgressListener
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-RolloutListener = Callable[[int, int], None]
+
+@runtime_checkable
+class CollectsRollouts(Protocol):
+    """A module that tells listeners how many rollouts of the current phase are done."""
+
+    rollout_listeners: list[ProgressListener]
 
 
-def _listen(module: LightningModule, listener: RolloutListener) -> None:
-    """Have ``listener(done, total)`` called during rollouts; modules without rollouts have no such list."""
-    listeners: list[RolloutListener] | None = getattr(module, "rollout_listeners", None)
-    if listeners is not None and listener not in listeners:
-        listeners.append(listener)
+def _listen(module: LightningModule, listener: ProgressListener) -> None:
+    if isinstance(module, CollectsRollouts) and listener not in module.rollout_listeners:
+        module.rollout_listeners.append(listener)
 
 
-def _forget(module: LightningModule, listener: RolloutListener) -> None:
-    listeners: list[RolloutListener] | None = getattr(module, "rollout_listeners", None)
-    if listeners is not None and listener in listeners:
-        listeners.remove(listener)
+def _stop_listening(module: LightningModule, listener: ProgressListener) -> None:
+    if isinstance(module, CollectsRollouts) and listener in module.rollout_listeners:
+        module.rollout_listeners.remove(listener)
 
 
 class RolloutProgressBar(RichProgressBar):
-    """Lightning's rich progress bar, with a line for the rollouts of the current phase.
+    """Lightning's rich progress bar with a line for the rollouts of the current phase.
 
-    Takes the arguments of :class:`lightning.pytorch.callbacks.RichProgressBar`.
+    It takes the arguments of :class:`lightning.pytorch.callbacks.RichProgressBar`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -41,26 +43,43 @@ class RolloutProgressBar(RichProgressBar):
         self._rollout_bar_id: Any = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Begin to listen to the module's rollouts."""
+        """Start to listen to the module's rollouts."""
         super().setup(trainer, pl_module, stage)
         _listen(pl_module, self._on_rollout)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stop listening."""
-        _forget(pl_module, self._on_rollout)
+        _stop_listening(pl_module, self._on_rollout)
         super().teardown(trainer, pl_module, stage)
 
-    def _get_train_description(self, current_epoch: int) -> str:
-        """Leave out the number of epochs where only steps are limited (the base class would show -2)."""
-        if self.trainer.max_epochs in (None, -1):
-            return f"Epoch {current_epoch}"
-        return super()._get_train_description(current_epoch)
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the epoch."""
+        super().on_train_epoch_start(trainer, pl_module)
+        self._describe_epoch(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Show the batch; a run resumed inside an epoch gets its bar only here."""
+        first = self.train_progress_bar_id is None
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if first:
+            self._describe_epoch(trainer)
+
+    def _describe_epoch(self, trainer: Trainer) -> None:
+        """Leave out the number of epochs if only steps are limited; the base class would show -2."""
+        if trainer.max_epochs in (None, -1) and self.progress is not None and self.train_progress_bar_id is not None:
+            self.progress.update(self.train_progress_bar_id, description=self._styled(f"Epoch {trainer.current_epoch}"))
+            self.refresh()
+
+    def _styled(self, description: str) -> str:
+        return f"[{self.theme.description}]{description}" if self.theme.description else description
 
     def _on_rollout(self, done: int, total: int) -> None:
         if self.is_disabled or self.progress is None:
             return
         if self._rollout_bar_id is None or self._rollout_bar_id not in self.progress.task_ids:
-            self._rollout_bar_id = self._add_task(total, "Rollouts")
+            self._rollout_bar_id = self.progress.add_task(self._styled("Rollouts"), total=total)
         self.progress.update(self._rollout_bar_id, completed=done, total=total, visible=done < total)
         self.refresh()
 
@@ -75,14 +94,14 @@ class ProgressFile(Callback):
     """Keep a small JSON file up to date, for a process that shows several runs at once.
 
     The file holds ``step``, ``max_steps``, ``rollouts`` (done and total of the current phase, or null) and ``metrics``
-    (the last validation's). It is replaced, never half written.
+    (of the last validation). Each version replaces the previous one, so that a reader never sees half a file.
 
     Args:
         path: the file.
-        interval: least seconds between two writes, at least 0.
+        interval: minimum seconds between two writes, at least 0.
 
     Raises:
-        ValueError: a negative interval.
+        ValueError: ``interval`` is negative.
     """
 
     def __init__(self, path: str, interval: float = 1.0) -> None:
@@ -94,23 +113,23 @@ class ProgressFile(Callback):
         self._state: dict[str, Any] = {"step": 0, "max_steps": None, "rollouts": None, "metrics": {}}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Begin to listen to the module's rollouts."""
+        """Start to listen to the module's rollouts."""
         if trainer.is_global_zero:
             self._state["max_steps"] = trainer.max_steps if stage == "fit" else None
             _listen(pl_module, self._on_rollout)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the last state."""
-        _forget(pl_module, self._on_rollout)
+        _stop_listening(pl_module, self._on_rollout)
         self._write(trainer, force=True)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Note the optimiser step."""
+        """Record the optimiser step."""
         self._state |= {"step": trainer.global_step, "rollouts": None}
         self._write(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the validation's metrics."""
+        """Record the metrics of the validation."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         self._state["metrics"] = metrics
         self._write(trainer, force=True)
@@ -125,7 +144,4 @@ class ProgressFile(Callback):
         now = time.monotonic()
         if force or now - self._written_at >= self.interval:
             self._written_at = now
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            scratch = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-            scratch.write_text(json.dumps(self._state), encoding="utf-8")
-            os.replace(scratch, self.path)
+            write_json(self.path, self._state)

@@ -1,12 +1,15 @@
-"""What student and teacher say: a table of prompts, references and responses at each validation."""
+"""A table of prompts, references and responses at each validation."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import Callback
+
+from lightning_minillm.files import write_json_lines
+from lightning_minillm.modules import CausalLMModule
+from lightning_minillm.types import TableLogger
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -15,18 +18,18 @@ _COLUMNS = ("task", "prompt", "references", "teacher", "response")
 
 
 class SampleTable(Callback):
-    """Write the first samples of each evaluation to a file, and to every logger that takes tables.
+    """Write the first samples of each validation and test to a file, and to every logger that takes tables.
 
-    The module keeps them in ``module.samples`` (rows of the data set in order, so the same prompts every time). Where
-    there is a teacher, its responses to the prompts of the first batch stand beside the student's.
+    They come from ``CausalLMModule.samples``, in the order of the data set, so that every table shows the same prompts.
+    If there is a teacher, its responses to the prompts of the first batch are shown beside the student's.
 
     Args:
-        folder: one JSONL file an evaluation goes there, ``val_step_000100.jsonl``.
+        folder: folder for one JSON Lines file per evaluation, such as ``val_step_000100.jsonl``.
         num_samples: rows to keep, at least 1.
         key: name of the table in the loggers.
 
     Raises:
-        ValueError: num_samples below 1.
+        ValueError: ``num_samples`` is below 1.
     """
 
     def __init__(self, folder: str, num_samples: int = 16, key: str = "samples") -> None:
@@ -38,31 +41,28 @@ class SampleTable(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Ask the module for the teacher's responses."""
-        if hasattr(pl_module, "shows_teacher"):
+        if isinstance(pl_module, CausalLMModule):
             pl_module.shows_teacher = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the validation's samples."""
+        """Write the samples of the validation."""
         if not trainer.sanity_checking:
             self._write(trainer, pl_module, "val")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the test's samples."""
+        """Write the samples of the test."""
         self._write(trainer, pl_module, "test")
 
     def _write(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        samples: list[dict[str, Any]] = list(getattr(module, "samples", ()))[: self.num_samples]
-        if not samples or not trainer.is_global_zero:
+        if not isinstance(module, CausalLMModule) or not module.samples or not trainer.is_global_zero:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        file = self.folder / f"{stage}_step_{trainer.global_step:06d}.jsonl"
-        file.write_text("".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples), encoding="utf-8")
+        samples = module.samples[: self.num_samples]
+        write_json_lines(self.folder / f"{stage}_step_{trainer.global_step:06d}.jsonl", samples)
         columns = [column for column in _COLUMNS if any(column in sample for sample in samples)]
         rows = [[_as_text(sample.get(column, "")) for column in columns] for sample in samples]
         for logger in trainer.loggers:
-            log_table = getattr(logger, "log_table", None)
-            if log_table is not None:
-                log_table(key=f"{stage}/{self.key}", columns=columns, data=rows, step=trainer.global_step)
+            if isinstance(logger, TableLogger):
+                logger.log_table(key=f"{stage}/{self.key}", columns=columns, data=rows, step=trainer.global_step)
 
 
 def _as_text(value: Any) -> str:

@@ -3,6 +3,7 @@ import json
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from lightning_minillm.callbacks import ProgressFile, RolloutProgressBar
@@ -31,20 +32,20 @@ class Rolling(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(tmp_path, module, *callbacks, progress=False, **kwargs):
+def fit(tmp_path, module, *callbacks, progress=False, checkpoints=False, max_steps=6, ckpt_path=None, **kwargs):
     data = DataLoader(torch.ones(4, 1))
     trainer = L.Trainer(
         accelerator="cpu",
-        max_steps=6,
+        max_steps=max_steps,
         callbacks=list(callbacks),
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing=checkpoints,
         enable_progress_bar=progress,
         enable_model_summary=False,
         default_root_dir=tmp_path,
         **kwargs,
     )
-    trainer.fit(module, data, data)
+    trainer.fit(module, data, data, ckpt_path=ckpt_path)
     return trainer
 
 
@@ -57,7 +58,7 @@ class Recording(RolloutProgressBar):
 
     def _on_rollout(self, done, total):
         super()._on_rollout(done, total)
-        task = self.progress._tasks[self._rollout_bar_id]
+        task = next(task for task in self.progress.tasks if task.description.endswith("Rollouts"))
         self.seen.append((task.completed, task.total, task.visible))
 
 
@@ -68,12 +69,24 @@ def test_bar_shows_rollouts_and_hides_when_they_are_done(tmp_path):
     assert module.rollout_listeners == []
 
 
-def test_bar_leaves_out_a_number_of_epochs_that_is_not_limited(tmp_path):
-    bar = Recording()
-    fit(tmp_path, Rolling(), bar, progress=True)
-    assert bar._get_train_description(3) == "Epoch 3"
-    bar.trainer.fit_loop.max_epochs = 5
-    assert bar._get_train_description(3).strip() == "Epoch 3/4"
+@pytest.mark.parametrize(("max_epochs", "shown"), [(-1, "Epoch 0"), (5, "Epoch 0/4")])
+def test_bar_leaves_out_a_number_of_epochs_that_is_not_limited(max_epochs, shown, tmp_path):
+    seen = []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer, *args):
+            if trainer.current_epoch == 0:
+                seen.append(trainer.progress_bar_callback.train_progress_bar.description.strip())
+
+    fit(tmp_path, Rolling(), RolloutProgressBar(), Watch(), progress=True, max_epochs=max_epochs)
+    assert set(seen) == {shown}
+
+
+def test_bar_of_a_run_that_is_resumed_inside_an_epoch(tmp_path):
+    bar, kept = RolloutProgressBar(), ModelCheckpoint(tmp_path, filename="kept", every_n_train_steps=6)
+    fit(tmp_path, Rolling(), kept, checkpoints=True)
+    fit(tmp_path, Rolling(), bar, progress=True, max_steps=7, ckpt_path=tmp_path / "kept.ckpt")
+    assert bar.train_progress_bar.description == "Epoch 1"
 
 
 def test_bar_works_without_rollouts(tmp_path):

@@ -1,9 +1,11 @@
 import json
 from types import SimpleNamespace
 
+import lightning as L
 import pytest
 
 from lightning_minillm.callbacks import SampleTable
+from lightning_minillm.modules import CausalLMModule
 
 SAMPLES = [
     {"index": i, "task": "t", "prompt": f"p{i}", "references": ["a", "b"], "response": f"r{i}", "exact": False}
@@ -19,14 +21,26 @@ class TableLogger:
         self.tables.append(kwargs)
 
 
+@pytest.fixture
+def make_module(make_model, tokenizer):
+    """``make_module(samples)``: a module whose last evaluation gave these samples."""
+
+    def make(samples):
+        module = CausalLMModule(make_model, tokenizer)
+        module.samples = samples
+        return module
+
+    return make
+
+
 def trainer(*loggers, rank_zero=True, sanity=False):
     return SimpleNamespace(loggers=list(loggers), is_global_zero=rank_zero, sanity_checking=sanity, global_step=7)
 
 
-def test_samples_go_to_a_file_and_to_loggers_that_take_tables(tmp_path):
+def test_samples_go_to_a_file_and_to_loggers_that_take_tables(make_module, tmp_path):
     logger = TableLogger()
     table = SampleTable(str(tmp_path), num_samples=2)
-    module = SimpleNamespace(samples=SAMPLES)
+    module = make_module(SAMPLES)
     table.on_validation_end(trainer(logger, object()), module)
     table.on_test_end(trainer(logger), module)
     lines = (tmp_path / "val_step_000007.jsonl").read_text().splitlines()
@@ -44,8 +58,15 @@ def test_samples_go_to_a_file_and_to_loggers_that_take_tables(tmp_path):
 @pytest.mark.parametrize(
     ("of_trainer", "samples"), [({"rank_zero": False}, SAMPLES), ({"sanity": True}, SAMPLES), ({}, [])]
 )
-def test_nothing_is_written_by_other_ranks_sanity_checks_and_without_samples(of_trainer, samples, tmp_path):
-    SampleTable(str(tmp_path / "x")).on_validation_end(trainer(**of_trainer), SimpleNamespace(samples=samples))
+def test_nothing_is_written_by_other_ranks_or_without_samples(of_trainer, samples, make_module, tmp_path):
+    SampleTable(str(tmp_path / "x")).on_validation_end(trainer(**of_trainer), make_module(samples))
+    assert not (tmp_path / "x").exists()
+
+
+def test_modules_without_samples_are_left_alone(tmp_path):
+    table, module = SampleTable(str(tmp_path / "x")), L.LightningModule()
+    table.setup(trainer(), module, "fit")
+    table.on_validation_end(trainer(), module)
     assert not (tmp_path / "x").exists()
 
 
@@ -54,10 +75,11 @@ def test_at_least_one_sample():
         SampleTable("x", num_samples=0)
 
 
-def test_the_teachers_responses_stand_beside_the_students(tmp_path):
+def test_the_teachers_responses_stand_beside_the_students(make_module, tmp_path):
     logger = TableLogger()
     samples = [{**SAMPLES[0], "teacher": "said"}, SAMPLES[1]]
-    module = SimpleNamespace(samples=samples, shows_teacher=False)
+    module = make_module(samples)
+    assert not module.shows_teacher
     table = SampleTable(str(tmp_path))
     table.setup(trainer(), module, "fit")
     assert module.shows_teacher
