@@ -6,14 +6,15 @@ its final name, and a cut last line is dropped before anything is appended.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 _SAMPLED_BYTES = 2**16
 
@@ -26,11 +27,12 @@ def replacing(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
     """Give a temporary path beside ``path`` to write to, and move it into place when the block succeeds.
 
     Args:
-        path: the file; its folder is created. A folder of that name is replaced.
-        durable: wait until the content is on the disk before it is moved.
+        path: the file or folder; its parent folder is created. A folder of that name is replaced.
+        durable: wait until the content of a file is on the disk before it is moved.
 
     Yields:
-        The path to write to, on the same file system. It is removed when the block raises.
+        The path of a file to write, or of a folder to make, on the same file system. It is removed when the block
+        raises.
 
     Example:
         >>> import tempfile
@@ -52,6 +54,8 @@ def replacing(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
             shutil.rmtree(path)
         os.replace(scratch, path)
     finally:
+        if scratch.is_dir():
+            shutil.rmtree(scratch, ignore_errors=True)
         scratch.unlink(missing_ok=True)
 
 
@@ -91,24 +95,39 @@ def append_json_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> No
         file.write("".join(map(to_json_line, rows)))
 
 
-def iterate_json_lines(path: str | Path) -> Iterator[dict[str, Any]]:
-    r"""Yield the rows of a JSON Lines file.
+def open_text(path: str | Path, newline: str | None = None) -> TextIO:
+    """Open a UTF-8 text file for reading, gzipped (``.gz``) or not, with or without a byte order mark."""
+    opener: Callable[..., TextIO] = gzip.open if str(path).lower().endswith(".gz") else open
+    return opener(path, "rt", encoding="utf-8-sig", newline=newline)
+
+
+def numbered_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
+    r"""Yield line number, from 1, and value of every line of a JSON Lines file that is not blank.
 
     Only ``\n`` ends a line: text may contain any other line separator of Unicode.
 
     Raises:
         ValueError: a line is not JSON; the message gives its number.
     """
-    with open(path, encoding="utf-8", newline="\n") as lines:
+    with open_text(path, newline="\n") as lines:
         for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
             try:
-                yield json.loads(line)
+                value = json.loads(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f"line {number} of {str(path)!r} is not valid JSON: {error}") from error
+            yield number, value
+
+
+def iterate_json_lines(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a JSON Lines file, as :func:`numbered_json_lines` reads them."""
+    for _, row in numbered_json_lines(path):
+        yield row
 
 
 def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
-    """Return the rows of a JSON Lines file; see :func:`iterate_json_lines`."""
+    """Return the rows of a JSON Lines file."""
     return list(iterate_json_lines(path))
 
 

@@ -22,6 +22,7 @@ WITHIN = {("rollout", "models"), ("functional", "types")}
 LOWEST_LAYER = {"torchmetrics": 1, "transformers": 1, "datasets": 2, "lightning": 3, "hydra": 6, "omegaconf": 6}
 ALLOWED = {
     ("data/datamodule.py", "lightning"),
+    ("data/encoding.py", "lightning"),
     ("checkpoints/files.py", "lightning"),
     ("_reach.py", "lightning"),
     ("_reach.py", "transformers"),

@@ -1,5 +1,6 @@
 """Files are complete or absent, JSON Lines survive a kill and any text, digests do not depend on the process."""
 
+import gzip
 import os
 
 import pytest
@@ -15,6 +16,21 @@ def test_a_block_that_fails_leaves_the_old_file(tmp_path):
         raise RuntimeError("stop")
     assert file.read_text() == "old"
     assert os.listdir(file.parent) == ["a.txt"]
+
+
+def test_a_folder_is_complete_or_absent(tmp_path):
+    place = tmp_path / "set"
+    for name in ("old", "new"):
+        with files.replacing(place) as scratch:
+            scratch.mkdir()
+            (scratch / name).write_text("x")
+        assert os.listdir(place) == [name]
+    with pytest.raises(RuntimeError, match="stop"), files.replacing(place) as scratch:  # noqa: PT012
+        scratch.mkdir()
+        (scratch / "half").write_text("x")
+        raise RuntimeError("stop")
+    assert os.listdir(tmp_path) == ["set"]
+    assert os.listdir(place) == ["new"]
 
 
 def test_a_durable_file_replaces_a_folder(tmp_path):
@@ -37,6 +53,12 @@ def test_json_lines_keep_every_text(tmp_path, text):
     files.write_json_lines(tmp_path / "a.jsonl", rows)
     files.append_json_lines(tmp_path / "a.jsonl", [{"text": text * 2}])
     assert files.read_json_lines(tmp_path / "a.jsonl") == [*rows, {"text": text * 2}]
+
+
+def test_json_lines_may_be_gzipped_with_a_byte_order_mark_and_blank_lines(tmp_path):
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt", encoding="utf-8-sig", newline="") as file:
+        file.write('{"a": 1}\r\n\n{"a": 2}\n')
+    assert list(files.numbered_json_lines(tmp_path / "a.jsonl.gz")) == [(1, {"a": 1}), (3, {"a": 2})]
 
 
 @pytest.mark.parametrize(("content", "kept"), [(b'{"a": 1}\n{"a"', b'{"a": 1}\n'), (b'{"a"', b""), (b"", b"")])

@@ -25,8 +25,8 @@ from lightning_minillm.reports import summary as report
 from lightning_minillm.reports.results import Results
 
 KEYS = (
-    "batch_size cache_dir callbacks data data_sets dtype eval_batch_size evaluation logger max_length"
-    " max_prompt_length micro_batch_size model models name output_dir sampling seed seeds split teacher trainer"
+    "cache_dir callbacks data data_sets dtype eval_batch_size evaluation logger max_length"
+    " max_prompt_length model models name output_dir sampling seed seeds split teacher trainer"
     " trust_remote_code"
 ).split()
 RECORDS_FOLDER = "records"

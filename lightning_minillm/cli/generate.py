@@ -22,8 +22,8 @@ from lightning_minillm.reports import run_folder as runs
 from lightning_minillm.rollout import MixtureSampler
 
 KEYS = (
-    "batch_size cache_dir data device dtype eval_batch_size keep_unfinished max_length max_prompt_length"
-    " micro_batch_size model name num_samples output output_dir sampling seed split trust_remote_code"
+    "batch_size cache_dir data device dtype keep_unfinished max_length max_prompt_length"
+    " model name num_samples output output_dir sampling seed split trust_remote_code"
 ).split()
 # What decides the text of the responses, so that a file begun under others is not gone on with.
 _IDENTITY = "data dtype max_length max_prompt_length model sampling seed split".split()

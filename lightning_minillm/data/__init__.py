@@ -1,10 +1,16 @@
 """Prompts, instruction pairs and packed text: from files to batches."""
 
 from lightning_minillm.data.batches import EvaluationLoader, LMStream, ShuffledStream, TokenLoader
-from lightning_minillm.data.corpus import CorpusSource, PackedCorpus, SyntheticCorpus
-from lightning_minillm.data.datamodule import DistillationDataModule
-from lightning_minillm.data.encoding import EncodedInstructions
-from lightning_minillm.data.records import FieldMap, InstructionRecord, InstructionSource, load_instructions
+from lightning_minillm.data.corpus import CorpusSource, PackedCorpus
+from lightning_minillm.data.datamodule import BatchOptions, DistillationDataModule
+from lightning_minillm.data.encoding import EncodedInstructions, Lengths, encode_records
+from lightning_minillm.data.records import (
+    FieldMap,
+    InstructionRecord,
+    InstructionSource,
+    RecordSource,
+    load_instructions,
+)
 from lightning_minillm.data.synthetic import (
     SyntheticSizes,
     SyntheticSource,
@@ -17,6 +23,7 @@ from lightning_minillm.data.templates import AlpacaTemplate, ChatTemplate, Plain
 
 __all__ = [
     "AlpacaTemplate",
+    "BatchOptions",
     "ChatTemplate",
     "CorpusSource",
     "DistillationDataModule",
@@ -26,15 +33,17 @@ __all__ = [
     "InstructionRecord",
     "InstructionSource",
     "LMStream",
+    "Lengths",
     "PackedCorpus",
     "PlainTemplate",
     "PromptTemplate",
+    "RecordSource",
     "ShuffledStream",
-    "SyntheticCorpus",
     "SyntheticSizes",
     "SyntheticSource",
     "TokenLoader",
     "build_tokenizer",
+    "encode_records",
     "generate_corpus",
     "generate_records",
     "load_instructions",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -13,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_minillm.data.cache import Ragged, fingerprint, load_or_build, tokenizer_fingerprint
+from lightning_minillm.data.cache import Ragged, load_or_build, tokenizer_fingerprint
 from lightning_minillm.data.encoding import Indices, as_rows, special_ids
 from lightning_minillm.data.records import DATA_SUFFIXES, iterate_rows
-from lightning_minillm.data.synthetic.source import SyntheticSizes, generate_corpus
+from lightning_minillm.files import open_text
 from lightning_minillm.types import TokenBatch
 
 if TYPE_CHECKING:
@@ -30,56 +29,59 @@ class DocumentSource(Protocol):
     """Where documents come from."""
 
     def documents(self) -> Iterator[str]:
-        """Yield the documents, in an order that stays the same."""
+        """Yield the documents, always in the same order."""
         ...
 
     def key(self) -> list[Any]:
-        """Return JSON values that change when the documents do: the cache is found by them."""
+        """Return JSON values that change when the documents do; they are part of the cache's key."""
         ...
 
 
 @dataclass(frozen=True)
 class CorpusSource:
-    """Documents of text files, JSONL and other tables, folders of them, or a hub data set.
+    """Documents from text files, JSON Lines and other tables, folders of these, or a hub data set.
 
-    The cache knows a file by its path, size and time of change, and a hub data set by its name and split: after a
-    change at the hub, empty the cache.
+    The cache identifies a file by its path, size and modification time, and a hub data set by its name and split. If a
+    hub data set has changed, delete the cache.
+
+    Raises:
+        ValueError: an option outside its range.
     """
 
     path: str | Sequence[str]
     """One or several files, folders or hub names."""
     split: str | None = None
-    """As in :func:`~lightning_minillm.data.records.load_instructions`; ignored by text files."""
+    """Split of a folder of tables or of a hub data set; ignored for text files."""
     field: str = "text"
-    """Field that holds the document, where it is not a text file."""
+    """Field that contains the document, for files other than text files."""
     documents_are: Literal["lines", "paragraphs", "files"] = "lines"
-    """What is one document in a text file: a line, a paragraph (between blank lines) or the file."""
+    """Whether each line, each paragraph (between blank lines) or the whole text file is a document."""
     newline_marker: str | None = None
-    """Text that stands for a newline inside a one-line document (``<@x(x!>`` in the official format)."""
+    """Text that represents a newline inside a one-line document (``<@x(x!>`` in the official format)."""
     limit: int | None = None
-    """Read only the first documents."""
+    """Number of documents to read; ``None`` reads all."""
     name: str | None = None
     """Configuration of a hub data set that has several."""
 
     def __post_init__(self) -> None:
         if self.documents_are not in ("lines", "paragraphs", "files"):
-            raise ValueError(f"documents_are must be 'lines', 'paragraphs' or 'files', got '{self.documents_are}'.")
+            raise ValueError(f"documents_are must be 'lines', 'paragraphs' or 'files', got {self.documents_are!r}")
         if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit must be at least 1 or null, got {self.limit}.")
+            raise ValueError(f"limit must be at least 1 or null, got {self.limit}")
         object.__setattr__(self, "path", (self.path,) if isinstance(self.path, (str, Path)) else tuple(self.path))
 
     def documents(self) -> Iterator[str]:
         """Yield the documents that are not blank.
 
         Raises:
-            FileNotFoundError: when a path does not exist.
-            ValueError: for a broken line, or a row without the field.
+            FileNotFoundError: a path does not exist.
+            ValueError: a line that is not JSON, or a row without the field.
         """
         texts = (text for path in self.path for text in self._texts(path))
         return islice((text for text in texts if text.strip()), self.limit)
 
     def key(self) -> list[Any]:
-        """Return what the cache knows the documents by."""
+        """Return what identifies the documents in the cache."""
         files: list[Any] = []
         for path in self.path:
             local = Path(path).expanduser()
@@ -96,39 +98,22 @@ class CorpusSource:
         elif local.is_file() and _is_text(local):
             yield from self._text_file(local)
         elif local.is_file() and not local.name.lower().endswith(DATA_SUFFIXES):
-            raise ValueError(f"'{path}' is of an unknown kind: use one of {', '.join(TEXT_SUFFIXES + DATA_SUFFIXES)}.")
+            suffixes = ", ".join(TEXT_SUFFIXES + DATA_SUFFIXES)
+            raise ValueError(f"{str(path)!r} has an unknown format: use one of {suffixes}")
         elif not local.exists() and _is_text(local):
-            raise FileNotFoundError(f"No text file '{path}' (looked in '{Path.cwd()}').")
+            raise FileNotFoundError(f"there is no text file {str(path)!r} (looked in {str(Path.cwd())!r})")
         else:
             for where, row in iterate_rows(path, self.split, name=self.name):
                 if self.field not in row:
                     raise ValueError(
-                        f"{where}: no field '{self.field}' for the text; the row has {', '.join(map(repr, row))}."
+                        f"{where}: no field {self.field!r} for the text; the row has {', '.join(map(repr, row))}"
                     )
                 yield str(row[self.field] or "")
 
     def _text_file(self, file: Path) -> Iterator[str]:
-        opener = gzip.open if file.name.endswith(".gz") else open
-        with opener(file, "rt", encoding="utf-8-sig") as handle:
+        with open_text(file) as handle:
             for text in _split_documents(handle, self.documents_are):
                 yield text.replace(self.newline_marker, "\n") if self.newline_marker else text
-
-
-@dataclass(frozen=True)
-class SyntheticCorpus:
-    """Documents of the built-in data set, made in memory."""
-
-    limit: int = SyntheticSizes().corpus
-    seed: int = 0
-    world_seed: int = 0
-
-    def documents(self) -> Iterator[str]:
-        """Yield the documents."""
-        return iter(generate_corpus(self.limit, self.seed, world_seed=self.world_seed))
-
-    def key(self) -> list[Any]:
-        """Return the documents themselves: making them is as quick as naming them."""
-        return list(self.documents())
 
 
 @dataclass(frozen=True)
@@ -163,22 +148,23 @@ def _split_documents(lines: Iterable[str], documents_are: str) -> Iterator[str]:
 
 
 class PackedCorpus:
-    """Blocks of ``max_length`` tokens cut from documents that are joined by eos. Every token but a block's first is a
-    target. The tokens after the last full block are left out.
+    """Blocks of ``max_length`` tokens, cut from documents that are joined by eos.
+
+    Every token except the first of a block is a target. The tokens after the last full block are left out.
 
     Args:
-        source: where the documents come from, or the documents.
+        source: of the documents, or the documents.
         tokenizer: has an eos token.
         max_length: tokens of a block, at least 2.
         cache_dir: folder for Arrow files; ``None`` tokenises every time.
 
     Attributes:
-        num_documents: documents that were joined (0 when they came from the cache).
+        num_documents: number of documents that were joined (0 if they came from the cache).
         lengths: ``[blocks]`` int64, ``max_length`` each.
         target_counts: ``[blocks]`` int64, ``max_length - 1`` each.
 
     Raises:
-        ValueError: when the text does not fill one block, or ``max_length`` is below 2.
+        ValueError: the text does not fill one block, or ``max_length`` is below 2.
     """
 
     def __init__(
@@ -190,9 +176,11 @@ class PackedCorpus:
         cache_dir: str | Path | None = None,
     ) -> None:
         if max_length < 2:
-            raise ValueError(f"max_length must be at least 2, got {max_length}.")
+            raise ValueError(f"max_length must be at least 2, got {max_length}")
         if isinstance(source, str):
-            raise TypeError("source must be a CorpusSource or a list of documents; for a file, CorpusSource(path=...).")
+            raise TypeError(
+                "source must be a CorpusSource or a list of documents: use CorpusSource(path=...) for files"
+            )
         found = _Documents(tuple(source)) if isinstance(source, Sequence) else source
         eos, _ = special_ids(tokenizer)
         settings = {
@@ -205,7 +193,9 @@ class PackedCorpus:
         self.num_documents = 0
         columns, self.from_cache = load_or_build(
             cache_dir,
-            f"corpus-{fingerprint('corpus', settings)}",
+            "corpus",
+            settings,
+            (),
             lambda: self._pack(found.documents(), tokenizer, eos),
         )
         blocks = columns["input_ids"]
@@ -223,8 +213,8 @@ class PackedCorpus:
         num_blocks = len(tokens) // self.max_length
         if num_blocks == 0:
             raise ValueError(
-                f"The corpus has {self.num_documents} documents with {len(tokens)} tokens, less than one block of "
-                f"max_length={self.max_length}: give more text or a smaller max_length."
+                f"the corpus has {self.num_documents} documents with {len(tokens)} tokens, less than one block of "
+                f"max_length={self.max_length}: give more text or a smaller max_length"
             )
         values = tokens[: num_blocks * self.max_length]
         return {"input_ids": Ragged(values, np.full(num_blocks, self.max_length))}
@@ -233,11 +223,11 @@ class PackedCorpus:
         return len(self._blocks)
 
     def token_batch(self, indices: Indices, normalizer: float) -> TokenBatch:
-        """Return blocks; all tokens but the first are targets.
+        """Return blocks; all tokens except the first are targets.
 
         Args:
             indices: ``[B]`` block numbers in ``[0, len(self))``, at least one.
-            normalizer: what the summed losses are to be divided by, see :class:`~lightning_minillm.types.TokenBatch`.
+            normalizer: summed losses are divided by it; ``TokenBatch`` says by what number.
 
         Returns:
             A batch of ``[B, max_length]``, without padding.

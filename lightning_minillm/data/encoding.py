@@ -6,15 +6,18 @@ Legend: B rows, P prompt tokens, L prompt and response tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from lightning_minillm.data.cache import Ragged, fingerprint, load_or_build, tokenizer_fingerprint
-from lightning_minillm.data.records import InstructionRecord
+from lightning_minillm.data.cache import Ragged, load_or_build, tokenizer_fingerprint
+from lightning_minillm.data.records import InstructionRecord, RecordSource
 from lightning_minillm.data.templates import PromptTemplate
 from lightning_minillm.types import EvaluationBatch, PromptBatch, TokenBatch
 
@@ -24,32 +27,58 @@ if TYPE_CHECKING:
 Indices = Tensor | Sequence[int]
 
 
+@dataclass(frozen=True)
+class Lengths:
+    """Limits on numbers of tokens.
+
+    Raises:
+        ValueError: a limit is too small, or ``max_length`` leaves no room for a response.
+    """
+
+    max_length: int = 512
+    """Tokens of prompt and response together; greater than ``max_prompt_length``. Longer responses are truncated."""
+    max_prompt_length: int = 256
+    """Tokens of a prompt, at least 1. Longer prompts are dropped with their records."""
+    lm_max_length: int | None = None
+    """Tokens of a block of plain text; ``None`` for ``max_length``."""
+
+    def __post_init__(self) -> None:
+        if self.max_prompt_length < 1:
+            raise ValueError(f"max_prompt_length must be at least 1, got {self.max_prompt_length}")
+        if self.max_length <= self.max_prompt_length:
+            raise ValueError(
+                f"max_length={self.max_length} must be greater than max_prompt_length={self.max_prompt_length}: it "
+                "counts prompt and response together"
+            )
+
+
 class EncodedInstructions:
     """Tokenised instruction records: prompts to respond to, and prompt-response pairs to learn from.
 
-    A prompt of more than ``max_prompt_length`` tokens is dropped with its record. A response is cut where the pair
-    reaches ``max_length``; one that is not cut ends with eos, which is a target. Masks are made from lengths, so the
-    pad token may be the eos token. No special tokens are added but that eos: what a format needs is in the template.
+    A prompt of more than ``max_prompt_length`` tokens is dropped with its record, and a pair is truncated at
+    ``max_length``. A response that is not truncated ends with eos, which is a target. Masks are made from lengths, so
+    the pad token may be the eos token. No other special tokens are added: a format that needs them has them in its
+    template.
 
     Args:
-        records: at least one; the first response of each is what is learned.
-        tokenizer: has an eos token, and a pad token (else eos pads).
-        template: makes the prompt of instruction and input.
-        max_length: tokens of prompt and response together, at most; more than ``max_prompt_length``.
-        max_prompt_length: tokens of a prompt, at most; at least 1.
-        cache_dir: folder for Arrow files; ``None`` tokenises every time. Another tokenizer, template, text or length
-            makes another file.
+        records: at least one; training uses the first response of each.
+        tokenizer: has an eos token, and a pad token (otherwise eos pads).
+        template: makes the prompt from instruction and input.
+        max_length: most tokens of prompt and response together; greater than ``max_prompt_length``.
+        max_prompt_length: most tokens of a prompt; at least 1.
+        cache_dir: folder for Arrow files; ``None`` tokenises every time. The name of a file depends on tokenizer,
+            template, texts and lengths.
 
     Attributes:
-        records: those that were kept, one a row.
-        num_dropped: prompts that were too long.
-        num_truncated: responses that were cut.
+        records: the kept records, one per row.
+        num_dropped: number of prompts that were too long.
+        num_truncated: number of responses that were truncated.
         lengths: ``[rows]`` int64, tokens of prompt and response.
         target_counts: ``[rows]`` int64, tokens of the response with its eos, at least 1.
 
     Raises:
-        ValueError: when there is no record, every prompt is too long, the lengths contradict each other, or the
-            tokenizer has no eos token.
+        ValueError: there are no records, every prompt is too long, the lengths contradict each other, or the tokenizer
+            has no eos token.
     """
 
     def __init__(
@@ -62,15 +91,14 @@ class EncodedInstructions:
         max_prompt_length: int,
         cache_dir: str | Path | None = None,
     ) -> None:
-        _check_lengths(max_length, max_prompt_length)
+        limits = Lengths(max_length, max_prompt_length)
         if not records:
-            raise ValueError("There are no instruction records to encode: the split is empty.")
+            raise ValueError("there are no instruction records: the split is empty")
         self.eos_token_id, self.pad_token_id = special_ids(tokenizer)
-        self.max_length = max_length
-        self.max_prompt_length = max_prompt_length
         prompts = [template.format(record.instruction, record.input) for record in records]
         responses = [record.responses[0] for record in records]
-        key = fingerprint(
+        columns, self.from_cache = load_or_build(
+            cache_dir,
             "instructions",
             {
                 "tokenizer": tokenizer_fingerprint(tokenizer),
@@ -79,19 +107,17 @@ class EncodedInstructions:
                 "max_prompt_length": max_prompt_length,
             },
             (text for pair in zip(prompts, responses, strict=True) for text in pair),
-        )
-        columns, self.from_cache = load_or_build(
-            cache_dir, f"instructions-{key}", lambda: self._encode(tokenizer, prompts, responses)
+            lambda: _encode(tokenizer, prompts, responses, self.eos_token_id, limits),
         )
         self._prompts, self._responses = columns["prompt_ids"], columns["response_ids"]
-        # Rows that were dropped are kept empty in the file, so that it says which ones they are.
+        # The file holds an empty row for each dropped prompt, so that it tells which ones they are.
         kept = np.flatnonzero(self._prompts.lengths)
         self.num_dropped = len(records) - len(kept)
         if not len(kept):
-            shortest = min(len(tokenizer(prompt, add_special_tokens=False).input_ids) for prompt in prompts)
+            shortest = min(len(ids) for ids in _tokenize(tokenizer, prompts))
             raise ValueError(
-                f"Every one of the {len(records)} prompts has more than max_prompt_length={max_prompt_length} tokens "
-                f"(the shortest has {shortest}): raise max_prompt_length, or use a shorter template."
+                f"each of the {len(records)} prompts has more than max_prompt_length={max_prompt_length} tokens "
+                f"(the shortest has {shortest}): raise max_prompt_length, or use a shorter template"
             )
         self._rows = kept
         self.records = tuple(records[int(row)] for row in kept)
@@ -99,28 +125,7 @@ class EncodedInstructions:
         self.target_counts = torch.from_numpy(self._responses.lengths[kept])
         self.lengths = torch.from_numpy(self._prompts.lengths[kept]) + self.target_counts
 
-    def _encode(
-        self, tokenizer: PreTrainedTokenizerBase, prompts: list[str], responses: list[str]
-    ) -> dict[str, Ragged]:
-        """Return token ids of prompts and responses; both empty where the prompt is too long."""
-        prompt_ids = _tokenize(tokenizer, prompts)
-        # Tokenised together, as at generation the response continues the prompt (sentencepiece would otherwise
-        # begin it with a space); apart where the two merge at the seam.
-        pair_ids = _tokenize(tokenizer, [a + b for a, b in zip(prompts, responses, strict=True)])
-        kept_prompts: list[list[int]] = []
-        kept_responses: list[list[int]] = []
-        for prompt, pair, text in zip(prompt_ids, pair_ids, responses, strict=True):
-            if len(prompt) > self.max_prompt_length or not prompt:
-                kept_prompts.append([])
-                kept_responses.append([])
-                continue
-            joined = pair[: len(prompt)] == prompt
-            response = pair[len(prompt) :] if joined else _tokenize(tokenizer, [text])[0]
-            kept_prompts.append(prompt)
-            kept_responses.append([*response, self.eos_token_id][: self.max_length - len(prompt)])
-        return {"prompt_ids": Ragged.from_rows(kept_prompts), "response_ids": Ragged.from_rows(kept_responses)}
-
-    def _ends_without_eos(self) -> np.ndarray:
+    def _ends_without_eos(self) -> npt.NDArray[np.bool_]:
         last = np.cumsum(self._responses.lengths)[self._rows] - 1
         return np.asarray(self._responses.values[last] != self.eos_token_id)
 
@@ -142,11 +147,11 @@ class EncodedInstructions:
         return PromptBatch(input_ids=input_ids, attention_mask=mask, indices=torch.tensor(rows))
 
     def token_batch(self, indices: Indices, normalizer: float) -> TokenBatch:
-        """Return prompts with their response, padded on the right to the longest; the response is the target.
+        """Return prompts with their responses, padded on the right to the longest; the responses are the targets.
 
         Args:
             indices: ``[B]`` rows in ``[0, len(self))``, at least one.
-            normalizer: what the summed losses are to be divided by, see :class:`~lightning_minillm.types.TokenBatch`.
+            normalizer: summed losses are divided by it; ``TokenBatch`` says by what number.
 
         Returns:
             A batch of ``[B, L]``.
@@ -163,14 +168,14 @@ class EncodedInstructions:
         return TokenBatch(input_ids, mask, target_mask, indices=torch.tensor(rows), normalizer=float(normalizer))
 
     def evaluation_batch(self, indices: Indices) -> EvaluationBatch:
-        """Return prompts, the same rows with their first reference, and all references.
+        """Return prompts, the same rows with their first references, and all references.
 
         Args:
             indices: ``[B]`` rows in ``[0, len(self))``, at least one.
 
         Returns:
-            A batch of B rows; the normaliser of its ``tokens`` is the number of their targets, so that a loss is the
-            mean over the tokens of the batch.
+            A batch of B rows. The normaliser of its ``tokens`` is the number of their targets, so a loss is the mean
+            over the tokens of the batch.
         """
         rows = as_rows(indices, len(self))
         records = [self.records[row] for row in rows]
@@ -184,29 +189,85 @@ class EncodedInstructions:
         )
 
 
-def _check_lengths(max_length: int, max_prompt_length: int) -> None:
-    if max_prompt_length < 1:
-        raise ValueError(f"max_prompt_length must be at least 1, got {max_prompt_length}.")
-    if max_length <= max_prompt_length:
-        raise ValueError(
-            f"max_length={max_length} leaves no room for a response after max_prompt_length={max_prompt_length}: "
-            "max_length counts prompt and response together and must be greater."
+def encode_records(
+    name: str,
+    source: RecordSource | Sequence[InstructionRecord],
+    tokenizer: PreTrainedTokenizerBase,
+    template: PromptTemplate,
+    lengths: Lengths,
+    cache_dir: str | Path | None = None,
+) -> EncodedInstructions:
+    """Read and tokenise a data set, and tell how many prompts were dropped and how many responses were truncated.
+
+    Args:
+        name: of the data set, for messages.
+        source: of the records, or the records.
+        tokenizer: of the model.
+        template: makes the prompts.
+        lengths: limits on prompts and responses.
+        cache_dir: folder for Arrow files; ``None`` tokenises every time.
+
+    Raises:
+        ValueError: data that is missing, empty or lacks a field; the message begins with the name.
+    """
+    try:
+        encoded = EncodedInstructions(
+            source if isinstance(source, Sequence) else source.load(),
+            tokenizer,
+            template,
+            max_length=lengths.max_length,
+            max_prompt_length=lengths.max_prompt_length,
+            cache_dir=cache_dir,
         )
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"{name}: {error}") from error
+    if encoded.num_dropped:
+        rank_zero_warn(
+            f"{name}: {encoded.num_dropped} of {len(encoded) + encoded.num_dropped} prompts have more than "
+            f"max_prompt_length={lengths.max_prompt_length} tokens and are dropped"
+        )
+    rank_zero_info(
+        f"{name}: {len(encoded)} records, {encoded.lengths.float().mean():.0f} tokens on average, "
+        f"{encoded.num_truncated} responses truncated at max_length={lengths.max_length}"
+    )
+    return encoded
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """Return the ids of eos and of the padding (eos where the tokenizer has no pad token).
+    """Return the ids of eos and of the padding (eos if the tokenizer has no pad token).
 
     Raises:
-        ValueError: when the tokenizer has no eos token.
+        ValueError: the tokenizer has no eos token.
     """
     eos = tokenizer.eos_token_id
     if eos is None:
         raise ValueError(
-            "The tokenizer has no eos token, and a model could not learn to stop: set tokenizer.eos_token."
+            "the tokenizer has no eos token, without which a model cannot learn to stop: set tokenizer.eos_token"
         )
     pad_id = tokenizer.pad_token_id
     return int(eos), int(eos if pad_id is None else pad_id)
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, prompts: list[str], responses: list[str], eos_token_id: int, limits: Lengths
+) -> dict[str, Ragged]:
+    """Return the token ids of prompts and responses; both are empty where the prompt is too long."""
+    prompt_ids = _tokenize(tokenizer, prompts)
+    # Tokenised together, because a generated response continues its prompt (sentencepiece would otherwise begin it
+    # with a space); tokenised apart where a token spans the end of the prompt.
+    pair_ids = _tokenize(tokenizer, [a + b for a, b in zip(prompts, responses, strict=True)])
+    kept_prompts: list[list[int]] = []
+    kept_responses: list[list[int]] = []
+    for prompt, pair, text in zip(prompt_ids, pair_ids, responses, strict=True):
+        if len(prompt) > limits.max_prompt_length or not prompt:
+            kept_prompts.append([])
+            kept_responses.append([])
+            continue
+        joined = pair[: len(prompt)] == prompt
+        response = pair[len(prompt) :] if joined else _tokenize(tokenizer, [text])[0]
+        kept_prompts.append(prompt)
+        kept_responses.append([*response, eos_token_id][: limits.max_length - len(prompt)])
+    return {"prompt_ids": Ragged.from_rows(kept_prompts), "response_ids": Ragged.from_rows(kept_responses)}
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
@@ -218,24 +279,24 @@ def as_rows(indices: Indices, num_rows: int) -> list[int]:
     """Return row numbers as a list.
 
     Raises:
-        IndexError: when one is out of ``[0, num_rows)``.
-        ValueError: when there is none.
+        IndexError: a number is out of ``[0, num_rows)``.
+        ValueError: there are none.
     """
     rows = indices.tolist() if isinstance(indices, Tensor) else [int(index) for index in indices]
     if not rows:
-        raise ValueError("A batch needs at least one row.")
+        raise ValueError("a batch needs at least one row")
     if min(rows) < 0 or max(rows) >= num_rows:
-        raise IndexError(f"Rows must lie in [0, {num_rows}), got {min(rows)} to {max(rows)}.")
+        raise IndexError(f"rows must be in [0, {num_rows}), got {min(rows)} to {max(rows)}")
     return rows
 
 
-def pad(sequences: Sequence[np.ndarray], pad_id: int, *, left: bool) -> tuple[Tensor, Tensor]:
-    """Return sequences as one matrix, and which of its places they fill.
+def pad(sequences: Sequence[npt.NDArray[Any]], pad_id: int, *, left: bool) -> tuple[Tensor, Tensor]:
+    """Return sequences as one padded matrix, and the mask of their tokens.
 
     Args:
-        sequences: B arrays of token ids, each of at least one.
-        pad_id: fills the rest; may be a token that occurs in the sequences.
-        left: whether the padding goes to the left.
+        sequences: B arrays of token ids, none of them empty.
+        pad_id: fills the rest; may occur in the sequences.
+        left: pad on the left instead of the right.
 
     Returns:
         ``[B, L]`` int64 token ids and ``[B, L]`` bool mask, L the longest length.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from lightning_minillm.files import numbered_json_lines, open_text
 
 _JSON_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 _TABLE_BUILDERS = {".csv": "csv", ".csv.gz": "csv", ".tsv": "csv", ".parquet": "parquet"}
@@ -21,18 +22,26 @@ class InstructionRecord:
 
     instruction: str
     input: str
-    """Context that the instruction refers to; ``""`` when there is none."""
+    """Context that the instruction refers to; ``""`` if there is none."""
     responses: tuple[str, ...]
-    """At least one; training uses the first, Rouge-L the best over all."""
+    """At least one; training uses the first, Rouge-L takes the best over all."""
     task: str = ""
-    """Kind of instruction, ``""`` when unknown; metrics can be split by it."""
+    """Kind of instruction, ``""`` if unknown; metrics can be grouped by it."""
     exact: bool = False
     """Whether there is one right answer, so that exact match makes sense."""
 
 
+class RecordSource(Protocol):
+    """Where records come from: ``InstructionSource``, ``SyntheticSource`` or your own."""
+
+    def load(self) -> Sequence[InstructionRecord]:
+        """Return the records."""
+        ...
+
+
 @dataclass(frozen=True)
 class FieldMap:
-    """Names under which a data set keeps each part of a record: one name, or several of which the first found counts.
+    """Field names of each part of a record: one name, or several in order of preference.
 
     Only ``instruction`` and ``response`` must exist; give ``()`` to leave an optional part out.
     """
@@ -51,18 +60,26 @@ class FieldMap:
 
 @dataclass(frozen=True)
 class InstructionSource:
-    """Where to find instruction records; :meth:`load` reads them. See :func:`load_instructions`."""
+    """A place to read instruction records from, with the arguments of :func:`load_instructions`.
 
-    path: str
+    Raises:
+        ValueError: ``path`` is empty.
+    """
+
+    path: str | Path
+    """A file, a folder or the name of a hub data set."""
     fields: FieldMap = field(default_factory=FieldMap)
+    """Field names of each part of a record."""
     split: str | None = None
+    """Split of a folder or a hub data set."""
     limit: int | None = None
+    """Number of records to read; ``None`` reads all."""
     name: str | None = None
     """Configuration of a hub data set that has several."""
 
     def __post_init__(self) -> None:
         if not self.path:
-            raise ValueError("there is no path to read records from: name a file, a folder or a data set on the hub")
+            raise ValueError("there is no path to read records from: give a file, a folder or a data set on the hub")
 
     def load(self) -> list[InstructionRecord]:
         """Return the records."""
@@ -79,28 +96,27 @@ def load_instructions(
 ) -> list[InstructionRecord]:
     """Read instruction records.
 
-    JSON is read line by line here, so that an error can name its line and a field may hold a string in one row and
-    a list in the next; everything else goes through ``datasets``.
+    JSON is read here line by line, so that an error can name its line and a field may hold a string in one row and a
+    list in the next; all other formats are read by ``datasets``.
 
     Args:
-        path: a file (JSONL or JSON, also gzipped, CSV, TSV, Parquet), a folder of such files, a folder written by
+        path: a file (JSONL, JSON, CSV or TSV, gzipped or not, or Parquet), a folder of such files, a folder written by
             ``Dataset.save_to_disk``, or the name of a hub data set.
-        split: for a folder, the files named ``<split>.*`` or ``<split>-*``; for a hub data set, its split. Must be
-            ``None`` for a single file. A folder without a split is read whole, in order of file name.
-        fields: names of the fields; by default those that Alpaca, Dolly and Self-Instruct use.
-        limit: read only the first ``limit`` records, at least 1; ``None`` reads all.
+        split: for a folder, reads the files named ``<split>.*`` or ``<split>-*``; for a hub data set, its split. Must
+            be ``None`` for a single file. A folder without a split is read whole, in order of file names.
+        fields: field names of each part; the default covers Alpaca, Dolly and Self-Instruct.
+        limit: number of records to read, at least 1; ``None`` reads all.
         name: configuration of a hub data set.
 
     Returns:
         The records, in the order of the data, at least one.
 
     Raises:
-        FileNotFoundError: when a path or split does not exist.
-        ValueError: for a broken line (file and line), missing fields (and which exist), a row without a response,
-            or no rows at all.
+        FileNotFoundError: the path or split does not exist.
+        ValueError: a line that is not JSON, a missing field, a row without a response, or no rows at all.
     """
     if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1 or null, got {limit}.")
+        raise ValueError(f"limit must be at least 1 or null, got {limit}")
     fields = fields or FieldMap()
     records: list[InstructionRecord] = []
     for where, row in iterate_rows(path, split, name=name):
@@ -108,8 +124,8 @@ def load_instructions(
         if limit is not None and len(records) == limit:
             break
     if not records:
-        suffix = f", split '{split}'," if split else ""
-        raise ValueError(f"'{path}'{suffix} holds no records: the split is empty.")
+        part = f"the split {split!r} of {str(path)!r}" if split else repr(str(path))
+        raise ValueError(f"{part} contains no records")
     return records
 
 
@@ -118,7 +134,7 @@ def iterate_rows(
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield ``(where, row)`` for every row of a file, folder or hub data set; ``where`` is for messages.
 
-    Arguments and errors as in :func:`load_instructions`.
+    Arguments and errors are those of :func:`load_instructions`.
     """
     local = Path(path).expanduser()
     if local.is_dir() and ((local / "state.json").exists() or (local / "dataset_dict.json").exists()):
@@ -128,10 +144,10 @@ def iterate_rows(
             yield from _file_rows(file)
     elif local.is_file():
         if split is not None:
-            raise ValueError(f"'{path}' is a single file and has no split '{split}': set split to null.")
+            raise ValueError(f"{str(path)!r} is a single file and has no split {split!r}: set split to null")
         yield from _file_rows(local)
     elif _suffix(local) or str(path).startswith(("/", ".", "~")):
-        raise FileNotFoundError(f"No data file '{path}' (looked in '{Path.cwd()}').")
+        raise FileNotFoundError(f"there is no data file {str(path)!r} (looked in {str(Path.cwd())!r})")
     else:
         yield from _hub_rows(str(path), split, name)
 
@@ -143,69 +159,56 @@ def _suffix(file: Path) -> str:
 def _folder_files(folder: Path, split: str | None) -> list[Path]:
     files = sorted(file for file in folder.iterdir() if file.is_file() and _suffix(file))
     if not files:
-        raise FileNotFoundError(f"The folder '{folder}' holds no data file ({', '.join(DATA_SUFFIXES)}).")
+        raise FileNotFoundError(f"the folder {str(folder)!r} contains no data file ({', '.join(DATA_SUFFIXES)})")
     if split is None:
         return files
     chosen = [file for file in files if file.name.startswith((f"{split}.", f"{split}-"))]
     if not chosen:
         names = ", ".join(file.name for file in files)
-        raise FileNotFoundError(f"The folder '{folder}' has no file for the split '{split}'; it holds {names}.")
+        raise FileNotFoundError(f"the folder {str(folder)!r} has no file for the split {split!r}; it contains {names}")
     return chosen
 
 
 def _file_rows(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     suffix = _suffix(file)
     if not suffix:
-        raise ValueError(f"'{file}' is of an unknown kind: use one of {', '.join(DATA_SUFFIXES)}.")
+        raise ValueError(f"{str(file)!r} has an unknown format: use one of {', '.join(DATA_SUFFIXES)}")
     return _json_rows(file) if suffix in _JSON_SUFFIXES else _table_rows(file, suffix)
 
 
 def _json_rows(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the objects of a JSONL file, or of a JSON file that holds one list (or one ``{"data": list}``)."""
-    opener = gzip.open if file.name.lower().endswith(".gz") else open
-    with opener(file, "rt", encoding="utf-8-sig") as handle:
-        if ".jsonl" not in file.name.lower():
-            first = next((line.strip() for line in handle if line.strip()), "")
-            handle.seek(0)
-            if not _is_record(first):
-                yield from _json_list(file, handle.read())
-                return
-        for number, line in enumerate(handle, start=1):
-            if line.strip():
-                yield f"{file}, line {number}", _parse_object(line, f"{file}, line {number}")
+    """Yield the objects of a JSON Lines file, or of a JSON file with one list (or one ``{"data": list}``)."""
+    if ".jsonl" in file.name.lower() or _holds_lines(file):
+        named = ((f"{str(file)!r}, line {number}", row) for number, row in numbered_json_lines(file))
+    else:
+        named = ((f"{str(file)!r}, record {number}", row) for number, row in enumerate(_json_list(file), start=1))
+    for where, row in named:
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}")
+        yield where, row
 
 
-def _is_record(line: str) -> bool:
-    """Whether a line of a ``.json`` file is a record, and the file thus JSON lines under another name."""
+def _holds_lines(file: Path) -> bool:
+    """Whether the first line of a ``.json`` file is a record, so that the file is JSON Lines under a different name."""
+    with open_text(file) as lines:
+        first = next((line for line in lines if line.strip()), "")
     try:
-        value = json.loads(line)
+        value = json.loads(first)
     except json.JSONDecodeError:
         return False
     return isinstance(value, dict) and not isinstance(value.get("data"), list)
 
 
-def _json_list(file: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}, line {error.lineno}: broken JSON ({error.msg}): repair the file.") from error
+def _json_list(file: Path) -> list[Any]:
+    with open_text(file) as text:
+        try:
+            content = json.load(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {error.lineno} of {str(file)!r} is not valid JSON: {error}") from error
     rows = content.get("data") if isinstance(content, dict) else content
     if not isinstance(rows, list):
-        raise ValueError(f"{file}: expected a list of objects, or an object with a list under 'data'.")
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise ValueError(f"{file}, record {number}: expected an object, got {type(row).__name__}.")
-        yield f"{file}, record {number}", row
-
-
-def _parse_object(line: str, where: str) -> Mapping[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: broken JSON ({error.msg} at column {error.colno}): repair the line.") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: expected one JSON object a line, got {type(row).__name__}.")
-    return row
+        raise ValueError(f"{str(file)!r}: expected a list of objects, or an object with a list under 'data'")
+    return rows
 
 
 def _table_rows(file: Path, suffix: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -216,20 +219,19 @@ def _table_rows(file: Path, suffix: str) -> Iterator[tuple[str, Mapping[str, Any
         options = _csv_options(file, suffix) if builder == "csv" else {}
         data = datasets.load_dataset(builder, data_files=str(file), split="train", **options)
     except Exception as error:  # datasets wraps the parser's own message, which names the line
-        if "corresponds to no data" in str(error):  # nothing below the header: whoever reads says what is missing
+        if "corresponds to no data" in str(error):  # nothing below the header: the caller reports an empty split
             return
-        raise ValueError(f"'{file}' can not be read as {builder}: {_root_cause(error)}") from error
+        raise ValueError(f"{str(file)!r} cannot be read as {builder}: {_root_cause(error)}") from error
     for number, row in enumerate(data, start=1):
-        yield f"{file}, row {number}", row
+        yield f"{str(file)!r}, row {number}", row
 
 
 def _csv_options(file: Path, suffix: str) -> dict[str, Any]:
-    """Return the reader's options by which text stays text: pandas would make "NA" missing and "007" a number."""
+    """Return options that keep text as it is: pandas would turn "NA" into a missing value and "007" into a number."""
     import datasets
 
     separator = "\t" if suffix == ".tsv" else ","
-    opener = gzip.open if suffix.endswith(".gz") else open
-    with opener(file, "rt", encoding="utf-8-sig", newline="") as handle:
+    with open_text(file, newline="") as handle:
         header = next(csv.reader(handle, delimiter=separator), [])
     features = datasets.Features({name: datasets.Value("string") for name in header})
     return {"sep": separator, "keep_default_na": False, "encoding": "utf-8-sig", "features": features}
@@ -247,25 +249,25 @@ def _saved_rows(folder: Path, split: str | None) -> Iterator[tuple[str, Mapping[
     data = datasets.load_from_disk(str(folder))
     if isinstance(data, datasets.DatasetDict):
         if split not in data:
-            raise FileNotFoundError(f"'{folder}' has no split '{split}'; it has {', '.join(map(str, data))}.")
+            raise FileNotFoundError(f"{str(folder)!r} has no split {split!r}; it has {', '.join(map(str, data))}")
         data = data[split]
     for number, row in enumerate(data, start=1):
-        yield f"{folder}, row {number}", row
+        yield f"{str(folder)!r}, row {number}", row
 
 
 def _hub_rows(path: str, split: str | None, name: str | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
     import datasets
 
     if split is None:
-        raise ValueError(f"'{path}' is no local file or folder; for a hub data set, name the split (e.g. 'train').")
+        raise ValueError(f"{path!r} is not a local file or folder; for a hub data set, give the split, e.g. 'train'")
     try:
         data = datasets.load_dataset(path, name, split=split)
     except Exception as error:
         raise FileNotFoundError(
-            f"'{path}' is no local file or folder, and could not be loaded from the hub: {_root_cause(error)}"
+            f"{path!r} is not a local file or folder, and could not be loaded from the hub: {_root_cause(error)}"
         ) from error
     for number, row in enumerate(data, start=1):
-        yield f"{path} [{split}], row {number}", row
+        yield f"{path!r}, split {split!r}, row {number}", row
 
 
 def _find(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
@@ -276,10 +278,10 @@ def _to_record(row: Mapping[str, Any], fields: FieldMap, where: str) -> Instruct
     found = {part: _find(row, getattr(fields, part)) for part in ("instruction", "input", "response", "task", "exact")}
     for part in ("instruction", "response"):
         if found[part] is None:
-            wanted = " or ".join(f"'{name}'" for name in getattr(fields, part))
+            wanted = " or ".join(map(repr, getattr(fields, part)))
             raise ValueError(
-                f"{where}: no field {wanted} for the {part}; the row has {', '.join(map(repr, row))}. "
-                f"Name the right one in fields.{part}."
+                f"{where}: no field {wanted} for the {part}; the row has {', '.join(map(repr, row))}: give the right "
+                f"name in fields.{part}"
             )
     value = {part: row[name] if name is not None else None for part, name in found.items()}
     responses = value["response"]
@@ -287,9 +289,9 @@ def _to_record(row: Mapping[str, Any], fields: FieldMap, where: str) -> Instruct
         responses = [responses]
     texts = tuple(str(response) for response in responses if response is not None)
     if not texts:
-        raise ValueError(f"{where}: the field '{found['response']}' holds no response: fill it or remove the row.")
+        raise ValueError(f"{where}: the field {found['response']!r} contains no response: fill it or remove the row")
     if value["instruction"] is None:
-        raise ValueError(f"{where}: the field '{found['instruction']}' is null: fill it or remove the row.")
+        raise ValueError(f"{where}: the field {found['instruction']!r} is null: fill it or remove the row")
     return InstructionRecord(
         instruction=str(value["instruction"]),
         input="" if value["input"] is None else str(value["input"]),

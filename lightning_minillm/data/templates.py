@@ -14,13 +14,13 @@ class PromptTemplate(Protocol):
     """Turns an instruction into the text that a model continues."""
 
     def format(self, instruction: str, input: str) -> str:
-        """Return the prompt; ``input`` is ``""`` where an instruction needs none."""
+        """Return the prompt; ``input`` is ``""`` if the instruction needs none."""
         ...
 
 
 @dataclass(frozen=True)
 class AlpacaTemplate:
-    """The paper's wrapper, from Stanford Alpaca, to the character.
+    """The paper's template, character by character that of Stanford Alpaca.
 
     Example:
         >>> AlpacaTemplate().format("Say hello.", "").endswith("### Instruction:\\nSay hello.\\n\\n### Response:\\n")
@@ -41,14 +41,14 @@ class AlpacaTemplate:
     )
 
     def format(self, instruction: str, input: str) -> str:
-        """Return the wrapped instruction; an empty ``input`` drops its section."""
+        """Return the prompt; without ``input``, its section is left out."""
         template = self.with_input if input else self.without_input
         return template.format(instruction=instruction, input=input)
 
 
 @dataclass(frozen=True)
 class PlainTemplate:
-    """Instruction, input and a one-token cue on lines of their own: few tokens, for tiny models.
+    """Instruction, input and a one-token cue on separate lines: few tokens, for tiny models.
 
     The prompt ends with a newline, which byte-level tokenizers do not merge with the response.
 
@@ -60,28 +60,28 @@ class PlainTemplate:
     cue: str = ">\n"
 
     def format(self, instruction: str, input: str) -> str:
-        """Return ``instruction``, ``input`` (if any) and the cue, one a line."""
+        """Return ``instruction``, ``input`` (if any) and the cue, one per line."""
         body = f"{instruction}\n{input}\n" if input else f"{instruction}\n"
         return body + self.cue
 
 
 class ChatTemplate:
-    """One user turn in the tokenizer's own chat format, up to where the assistant begins.
+    """One user turn in the tokenizer's chat format, up to the beginning of the assistant's turn.
 
     Args:
-        tokenizer: a tokenizer that has a ``chat_template``.
-        system: text of a system turn, or ``None`` for none of ours (a format may add its own).
+        tokenizer: a tokenizer with a ``chat_template``.
+        system: text of a system turn; ``None`` adds none (the chat template may add its own).
 
     Raises:
-        ValueError: when the tokenizer has no chat template.
+        ValueError: the tokenizer has no chat template.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> None:
         if not getattr(tokenizer, "chat_template", None):
             name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
             raise ValueError(
-                f"The tokenizer '{name}' has no chat template: use AlpacaTemplate or PlainTemplate, "
-                "or set tokenizer.chat_template."
+                f"the tokenizer {name!r} has no chat template: use AlpacaTemplate or PlainTemplate, or set "
+                "tokenizer.chat_template"
             )
         self.tokenizer = tokenizer
         self.system = system

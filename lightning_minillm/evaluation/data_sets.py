@@ -12,8 +12,7 @@ from lightning_minillm.data import EncodedInstructions, FieldMap, InstructionSou
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from lightning_minillm.data import PromptTemplate
-    from lightning_minillm.data.datamodule import RecordSource
+    from lightning_minillm.data import PromptTemplate, RecordSource
 
 
 def named_sources(

@@ -6,16 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from lightning_minillm.data.cache import fingerprint
 from lightning_minillm.evaluation.base import Evaluation, Measure, Picture
 from lightning_minillm.evaluation.data_sets import batches_by_length, encode_source
 from lightning_minillm.evaluation.items import ItemNumbers, metric_name, picture_title
+from lightning_minillm.files import digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from lightning_minillm.data import EncodedInstructions, PromptTemplate
-    from lightning_minillm.data.datamodule import RecordSource
+    from lightning_minillm.data import EncodedInstructions, PromptTemplate, RecordSource
     from lightning_minillm.rollout import SamplingConfig
 
 
@@ -130,5 +129,5 @@ class PromptedEvaluation(Evaluation):
             "sampling": asdict(self.sampling),
             "batch_size": self.batch_size,
             **self.lengths,
-            "data": fingerprint("evaluation", {}, texts),
+            "data": digest({}, texts),
         }

@@ -18,8 +18,7 @@ from lightning_minillm.rollout import MixtureSampler
 from lightning_minillm.rollout.scoring import rollout_sequences
 
 if TYPE_CHECKING:
-    from lightning_minillm.data import PromptTemplate
-    from lightning_minillm.data.datamodule import RecordSource
+    from lightning_minillm.data import PromptTemplate, RecordSource
     from lightning_minillm.modules import CausalLMModule
     from lightning_minillm.rollout import SamplingConfig
     from lightning_minillm.types import PromptBatch, TokenBatch

@@ -91,7 +91,11 @@ def test_data_are_checked_before_any_model_is_loaded(overrides, folders, tmp_pat
     )
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "other.jsonl").write_text('{"question": "w1", "output": "w2"}\n')
-    for name, message in (("empty", "holds no records"), ("other", "no field 'instruction'"), ("none", "No data file")):
+    for name, message in (
+        ("empty", "contains no records"),
+        ("other", "no field 'instruction'"),
+        ("none", "there is no data file"),
+    ):
         sets = f"data_sets={{x: {tmp_path}/{name}.jsonl}}"
         with pytest.raises(ValueError, match=message):
             evaluate(compose_config("evaluate", [*overrides, f"model={folders}/model", sets]))

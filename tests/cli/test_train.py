@@ -141,7 +141,7 @@ def test_checkpoint_of_another_architecture_is_refused(train_overrides, folders,
         (["module=kd"], "needs a teacher: teacher=pretrained"),
         (["validation.sampling.teacher_mix_alpha=0.5"], "evaluation samples the student alone"),
         (["data.fields.response=[answer]"], "no field 'answer'"),
-        (["max_prompt_length=1", "max_length=4"], "Every one of the 40 prompts"),
+        (["max_prompt_length=1", "max_length=4"], "each of the 40 prompts has more than max_prompt_length=1"),
     ],
 )
 def test_mistakes_are_named_before_any_work(overrides, message, train_overrides, tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lightning_minillm.data import build_tokenizer, generate_records
-from lightning_minillm.data.synthetic.source import tokenizer_texts
+from lightning_minillm.data.synthetic.tokenizer import tokenizer_texts
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -5,13 +5,15 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lightning_minillm.data import (
+    BatchOptions,
     DistillationDataModule,
     EvaluationLoader,
     InstructionRecord,
+    Lengths,
     PlainTemplate,
-    SyntheticCorpus,
     SyntheticSource,
     TokenLoader,
+    generate_corpus,
     generate_records,
 )
 
@@ -21,15 +23,12 @@ def make(tokenizer):
     def make(**kwargs):
         settings = {
             "train": SyntheticSource("train", limit=40),
-            "validation": lambda: generate_records("validation", 10),
+            "validation": generate_records("validation", 10),
             "test": generate_records("test", 10),
-            "lm_corpus": SyntheticCorpus(30),
+            "lm_corpus": generate_corpus(30),
             "template": PlainTemplate(),
-            "max_length": 96,
-            "max_prompt_length": 64,
-            "batch_size": 8,
-            "micro_batch_size": 4,
-            "eval_batch_size": 4,
+            "lengths": Lengths(96, 64),
+            "batches": BatchOptions(batch_size=8, micro_batch_size=4, eval_batch_size=4),
         }
         return DistillationDataModule(tokenizer=tokenizer, **(settings | kwargs))
 
@@ -73,16 +72,16 @@ def test_works_without_a_trainer(make):
 
 
 def test_micro_batch_size_defaults_to_the_share_of_a_rank(make):
-    data = make(micro_batch_size=None)
+    data = make(batches=BatchOptions(batch_size=8))
     assert (data.micro_batch_size, data.accumulation) == (8, 1)
 
 
-def test_lm_batches_have_as_many_micro_batches_as_the_pairs(make):
-    data = make(lm_batch_size=6, lm_max_length=20)
+def test_lm_batches_have_the_same_number_of_micro_batches_as_the_pairs(make):
+    data = make(batches=BatchOptions(8, 4, lm_batch_size=6), lengths=Lengths(96, 64, lm_max_length=20))
     assert data.lm_stream.batch(0).input_ids.shape == (3, 20)
     assert data.lm_stream.accumulation == data.accumulation == 2
     with pytest.raises(ValueError, match=r"lm_batch_size=5 is not a multiple of .*=2; the nearest is 4 or 6"):
-        _ = make(lm_batch_size=5).lm_stream
+        _ = make(batches=BatchOptions(8, 4, lm_batch_size=5)).lm_stream
     assert make(lm_corpus=None).lm_stream is None
 
 
@@ -132,13 +131,6 @@ def test_splits_may_be_missing(make):
     data.prepare_data()
 
 
-def test_limits(make):
-    data = make(limits={"train": 16, "validation": None})
-    assert (len(data.train_set), len(data.validation_set)) == (16, 10)
-    with pytest.raises(ValueError, match="limits names 'dev'"):
-        make(limits={"dev": 3})
-
-
 def test_dropped_prompts_are_told_once(make, tmp_path):
     long = InstructionRecord("word " * 200, "", ("x",))
     data = make(train=[*generate_records("train", 9), long])
@@ -167,15 +159,11 @@ def test_ranks_share_the_rows(make, monkeypatch):
     assert sorted(rows) == list(range(40))
 
 
-def test_errors_before_work_starts(make, tokenizer, tmp_path):
-    with pytest.raises(ValueError, match="max_length=64 must be greater than max_prompt_length=64"):
-        make(max_length=64)
-    with pytest.raises(ValueError, match="needs the tokenizer"):
-        DistillationDataModule()
+def test_errors_before_work_starts(make, tmp_path):
     module = Recorder()
     with pytest.raises(ValueError, match=r"batch_size=8 .* nearest is 6 or 9"):
-        trainer(tmp_path, max_epochs=1).fit(module, datamodule=make(micro_batch_size=3))
-    with pytest.raises(ValueError, match="the split is empty"):
+        trainer(tmp_path, max_epochs=1).fit(module, datamodule=make(batches=BatchOptions(8, 3)))
+    with pytest.raises(ValueError, match="test: there are no instruction records"):
         trainer(tmp_path, max_epochs=1).fit(module, datamodule=make(test=[]))
     assert module.seen == []
 

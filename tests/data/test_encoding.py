@@ -9,7 +9,10 @@ from lightning_minillm.data import (
     AlpacaTemplate,
     EncodedInstructions,
     InstructionRecord,
+    InstructionSource,
+    Lengths,
     PlainTemplate,
+    encode_records,
     load_instructions,
 )
 from lightning_minillm.data.cache import tokenizer_fingerprint
@@ -129,11 +132,11 @@ def test_evaluation_batch(encoded, records):
 
 
 def test_errors(records, tokenizer, encoded):
-    with pytest.raises(ValueError, match="leaves no room for a response"):
+    with pytest.raises(ValueError, match="max_length=64 must be greater than max_prompt_length=64"):
         EncodedInstructions(records, tokenizer, PlainTemplate(), max_length=64, max_prompt_length=64)
     with pytest.raises(ValueError, match="max_prompt_length must be at least 1"):
         EncodedInstructions(records, tokenizer, PlainTemplate(), max_length=64, max_prompt_length=0)
-    with pytest.raises(ValueError, match="Every one of the 40 prompts has more than max_prompt_length=3"):
+    with pytest.raises(ValueError, match="each of the 40 prompts has more than max_prompt_length=3"):
         EncodedInstructions(records, tokenizer, PlainTemplate(), max_length=64, max_prompt_length=3)
     with pytest.raises(ValueError, match="the split is empty"):
         EncodedInstructions([], tokenizer, PlainTemplate(), **LENGTHS)
@@ -141,6 +144,28 @@ def test_errors(records, tokenizer, encoded):
         encoded.prompt_batch([40])
     with pytest.raises(ValueError, match="at least one row"):
         encoded.token_batch([], 1.0)
+
+
+def test_encode_records_counts_what_it_drops_and_truncates(records, tokenizer, caplog):
+    long_prompt = replace(records[0], instruction="word " * 200)
+    long_response = replace(records[0], responses=("word " * 200,))
+    mixed = [long_prompt, long_response, records[1]]
+    with (
+        pytest.warns(
+            UserWarning, match="dolly: 1 of 3 prompts have more than max_prompt_length=64 tokens and are dropped"
+        ),
+        caplog.at_level("INFO"),
+    ):
+        encoded = encode_records("dolly", mixed, tokenizer, PlainTemplate(), Lengths(96, 64))
+    assert len(encoded) == 2
+    assert "dolly: 2 records" in caplog.text
+    assert "1 responses truncated at max_length=96" in caplog.text
+
+
+def test_encode_records_names_the_data_set_in_errors(tokenizer, tmp_path):
+    for source, message in ((InstructionSource(str(tmp_path / "a.jsonl")), "there is no data file"), ([], "is empty")):
+        with pytest.raises(ValueError, match=f"^dolly: .*{message}"):
+            encode_records("dolly", source, tokenizer, PlainTemplate(), Lengths())
 
 
 def test_a_tokenizer_without_eos_is_refused(records):

@@ -33,6 +33,15 @@ def test_jsonl_plain_and_gzipped(tmp_path):
     assert load_instructions(tmp_path / "b.jsonl.gz") == RECORDS
 
 
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".jsonl.gz"])
+def test_separators_other_than_a_newline_stay_in_the_text(tmp_path, ending):
+    file, opener = tmp_path / f"a{ending}", gzip.open if ending.endswith(".gz") else open
+    row = {"instruction": "a\u2028b", "output": "c\u2029d\x85e\x0cf"}
+    with opener(file, "wt", encoding="utf-8", newline="\n") as handle:
+        handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+    assert load_instructions(file) == [InstructionRecord("a\u2028b", "", ("c\u2029d\x85e\x0cf",))]
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -93,7 +102,7 @@ def test_hub_errors_are_explained(monkeypatch):
         raise ConnectionError("no network")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(ValueError, match="name the split"):
+    with pytest.raises(ValueError, match="give the split"):
         load_instructions("someone/some-set")
     with pytest.raises(FileNotFoundError, match="could not be loaded from the hub: ConnectionError: no network"):
         load_instructions("someone/some-set", split="train")
@@ -107,7 +116,7 @@ def test_folder_with_and_without_split(tmp_path):
     assert load_instructions(tmp_path, split="train") == RECORDS
     assert load_instructions(tmp_path, split="test") == RECORDS[:2]
     assert load_instructions(tmp_path) == RECORDS[:2] + RECORDS
-    with pytest.raises(FileNotFoundError, match=r"no file for the split 'dev'; it holds test-00.jsonl"):
+    with pytest.raises(FileNotFoundError, match=r"no file for the split 'dev'; it contains test-00.jsonl"):
         load_instructions(tmp_path, split="dev")
 
 
@@ -121,17 +130,17 @@ def test_field_map_and_limit(tmp_path):
 def test_a_broken_line_is_named(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text(LINES + '{"instruction": "x", \n', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"a\.jsonl, line 4: broken JSON"):
+    with pytest.raises(ValueError, match=r"line 4 of '.*a\.jsonl' is not valid JSON"):
         load_instructions(file)
     file.write_text(LINES + "[1, 2]\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"a\.jsonl, line 4: expected one JSON object a line, got list"):
+    with pytest.raises(ValueError, match=r"a\.jsonl', line 4: expected a JSON object, got list"):
         load_instructions(file)
     json_file = tmp_path / "b.json"
     json_file.write_text('[\n{"instruction": "x"},\n{]', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"b\.json, line 3: broken JSON"):
+    with pytest.raises(ValueError, match=r"line 3 of '.*b\.json' is not valid JSON"):
         load_instructions(json_file)
     json_file.write_text('["x"]', encoding="utf-8")
-    with pytest.raises(ValueError, match="record 1: expected an object, got str"):
+    with pytest.raises(ValueError, match="record 1: expected a JSON object, got str"):
         load_instructions(json_file)
     json_file.write_text("3", encoding="utf-8")
     with pytest.raises(ValueError, match="expected a list of objects"):
@@ -140,7 +149,7 @@ def test_a_broken_line_is_named(tmp_path):
 
 def test_a_broken_csv_is_named(tmp_path):
     (tmp_path / "a.csv").write_text("instruction,output\nx,y\nx,y,z\n")
-    with pytest.raises(ValueError, match=r"a\.csv' can not be read as csv: .*line 3"):
+    with pytest.raises(ValueError, match=r"a\.csv' cannot be read as csv: .*line 3"):
         load_instructions(tmp_path / "a.csv")
 
 
@@ -157,8 +166,8 @@ def test_missing_fields_say_which_exist(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"instruction": "x", "output": []}, "'output' holds no response"),
-        ({"instruction": "x", "output": None}, "'output' holds no response"),
+        ({"instruction": "x", "output": []}, "'output' contains no response"),
+        ({"instruction": "x", "output": None}, "'output' contains no response"),
         ({"instruction": None, "output": "y"}, "'instruction' is null"),
     ],
 )
@@ -172,21 +181,21 @@ def test_places_that_do_not_fit(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "a.xyz").write_text("x")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ValueError, match="the split is empty"):
+    with pytest.raises(ValueError, match="contains no records"):
         load_instructions(tmp_path / "empty.jsonl")
     (tmp_path / "empty.csv").write_text("instruction,output\n")
-    with pytest.raises(ValueError, match="the split is empty"):
+    with pytest.raises(ValueError, match="contains no records"):
         load_instructions(tmp_path / "empty.csv")
-    with pytest.raises(ValueError, match="unknown kind"):
+    with pytest.raises(ValueError, match="unknown format"):
         load_instructions(tmp_path / "a.xyz")
     with pytest.raises(ValueError, match="single file and has no split 'train'"):
         load_instructions(tmp_path / "empty.jsonl", split="train")
     with pytest.raises(ValueError, match="limit must be at least 1"):
         load_instructions(tmp_path / "empty.jsonl", limit=0)
     for missing in ("nowhere.jsonl", str(tmp_path / "nowhere"), "./nowhere"):
-        with pytest.raises(FileNotFoundError, match="No data file"):
+        with pytest.raises(FileNotFoundError, match="there is no data file"):
             load_instructions(missing)
-    with pytest.raises(FileNotFoundError, match="holds no data file"):
+    with pytest.raises(FileNotFoundError, match="contains no data file"):
         load_instructions(tmp_path / "folder")
 
 
@@ -202,5 +211,5 @@ def test_real_files(real_data):
 
 
 def test_a_source_without_a_path_says_what_to_name():
-    with pytest.raises(ValueError, match="name a file, a folder or a data set on the hub"):
+    with pytest.raises(ValueError, match="give a file, a folder or a data set on the hub"):
         InstructionSource(None)

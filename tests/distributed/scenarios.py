@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from lightning_minillm.data import DistillationDataModule, InstructionRecord, PlainTemplate
+from lightning_minillm.data import BatchOptions, DistillationDataModule, InstructionRecord, Lengths, PlainTemplate
 from lightning_minillm.distributed.sharding import full_state_dict
 from lightning_minillm.losses import MiniLLMLoss, ReverseKL
 from lightning_minillm.models import load_causal_lm
@@ -67,11 +67,8 @@ def make_data(tokenizer, batch_size, micro_batch_size):
         tokenizer=tokenizer,
         template=PlainTemplate(),
         lm_corpus="pairs",
-        max_length=24,
-        max_prompt_length=12,
-        batch_size=batch_size,
-        micro_batch_size=micro_batch_size,
-        eval_batch_size=4,
+        lengths=Lengths(max_length=24, max_prompt_length=12),
+        batches=BatchOptions(batch_size, micro_batch_size, eval_batch_size=4),
     )
 
 

@@ -6,8 +6,7 @@ import shutil
 
 import pytest
 
-from lightning_minillm.data import generate_corpus, generate_records
-from lightning_minillm.data.synthetic.source import SyntheticSizes, write_synthetic
+from lightning_minillm.data import SyntheticSizes, generate_corpus, generate_records, write_synthetic
 from lightning_minillm.models import load_tokenizer
 
 SIZES = SyntheticSizes(train=60, validation=6, test=6, corpus=40, references=2, vocab_size=400)

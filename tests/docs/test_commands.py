@@ -206,7 +206,7 @@ def test_python_of_the_quickstart_runs(reader):
         "max_steps=5000": "max_steps=2",
         "max_new_tokens=256": "max_new_tokens=4",
         "    loss=MiniLLMLoss": "    num_rollouts=4,\n    loss=MiniLLMLoss",
-        "    train=InstructionSource": "    batch_size=2,\n    train=InstructionSource",
+        "batch_size=64": "batch_size=2",
     }
     for size, toy in toys.items():
         assert size in code

@@ -1,8 +1,8 @@
 """The instruction tasks of the built-in data set.
 
 A task is a function ``(world, rng) -> Draft``: it draws the parameters of a prompt and returns the prompt with a
-``respond(rng)`` that draws one response to it. Open-ended tasks fix a plan early in a response (a tone, a verdict, a
-place, a season), and later words must follow it.
+``respond(rng)`` that draws one response to it. Open-ended tasks choose a theme early in a response (a tone, a verdict,
+a place, a season), and later words must follow it.
 """
 
 from __future__ import annotations
@@ -40,23 +40,12 @@ class Draft:
     respond: Callable[[Random], str]
 
 
-@dataclass(frozen=True)
-class Task:
-    """A kind of instruction."""
-
-    name: str
-    draw: Callable[[World, Random], Draft]
-    exact: bool
-    weight: float
-    """Share of the data set, relative to the other tasks."""
-
-
 def _only(instruction: str, input: str, answer: str) -> Draft:
     """Return the draft of a prompt with one right answer."""
     return Draft(instruction, input, lambda rng: answer)
 
 
-# One right answer
+# --- one right answer -----------------------------------------------------------------------------------------------
 
 
 def fact(world: World, rng: Random) -> Draft:
@@ -139,7 +128,7 @@ def past_tense(world: World, rng: Random) -> Draft:
     )
 
 
-# Many valid answers
+# --- many valid answers ---------------------------------------------------------------------------------------------
 
 
 def describe(world: World, rng: Random) -> Draft:
@@ -305,21 +294,3 @@ def present(world: World, rng: Random) -> Draft:
         )
 
     return Draft(instruction.format(person.name, giver, thing.name), "", respond)
-
-
-TASKS: tuple[Task, ...] = (
-    Task("fact", fact, exact=True, weight=1.2),
-    Task("total", total, exact=True, weight=0.8),
-    Task("reverse", reverse, exact=True, weight=0.8),
-    Task("odd_one_out", odd_one_out, exact=True, weight=0.8),
-    Task("extract", extract, exact=True, weight=0.8),
-    Task("past_tense", past_tense, exact=True, weight=0.6),
-    Task("describe", describe, exact=False, weight=1.4),
-    Task("name_some", name_some, exact=False, weight=1.0),
-    Task("story", story, exact=False, weight=1.4),
-    Task("review", review, exact=False, weight=1.2),
-    Task("note", note, exact=False, weight=1.2),
-    Task("plan", plan, exact=False, weight=1.0),
-    Task("present", present, exact=False, weight=1.0),
-)
-EXACT_TASKS = frozenset(task.name for task in TASKS if task.exact)

@@ -15,11 +15,11 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
 from lightning_minillm.data import EncodedInstructions, InstructionRecord
-from lightning_minillm.data.cache import fingerprint
 from lightning_minillm.evaluation.base import Curve, Evaluation, Findings, Measure, Picture, Record
 from lightning_minillm.evaluation.data_sets import batches_by_length
 from lightning_minillm.evaluation.items import ItemNumbers, metric_name, picture_title
 from lightning_minillm.evaluation.scoring import response_scores
+from lightning_minillm.files import digest
 from lightning_minillm.functional.calibration import reliability_bins
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ class CalibrationEvaluation(Evaluation):
             for record in data.rows.records
             for text in (name, self.template.format(record.instruction, record.input), record.responses[0], record.task)
         )
-        return {"name": self.name, "batch_size": self.batch_size, "data": fingerprint("calibration", {}, texts)}
+        return {"name": self.name, "batch_size": self.batch_size, "data": digest({}, texts)}
 
     # --- with a model -----------------------------------------------------------------------------------------------
 

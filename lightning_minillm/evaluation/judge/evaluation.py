@@ -19,8 +19,7 @@ from lightning_minillm.evaluation.prompted import PromptedEvaluation
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from lightning_minillm.data import PromptTemplate
-    from lightning_minillm.data.datamodule import RecordSource
+    from lightning_minillm.data import PromptTemplate, RecordSource
     from lightning_minillm.evaluation.judge.answers import Answers
     from lightning_minillm.evaluation.judge.client import ChatClient
     from lightning_minillm.modules import CausalLMModule

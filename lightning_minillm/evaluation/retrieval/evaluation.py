@@ -13,10 +13,10 @@ import torch
 from torchmetrics.retrieval import RetrievalMRR, RetrievalRecall
 
 from lightning_minillm.data import EncodedInstructions, InstructionRecord
-from lightning_minillm.data.cache import fingerprint
 from lightning_minillm.evaluation.base import Evaluation, Findings, Measure, Picture, Record
 from lightning_minillm.evaluation.items import ItemNumbers, metric_name
 from lightning_minillm.evaluation.scoring import response_scores
+from lightning_minillm.files import digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -212,7 +212,7 @@ class RetrievalEvaluation(Evaluation):
             for record in rows.records
             for text in (name, self.template.format(record.instruction, record.input), record.responses[0])
         )
-        return {"name": self.name, "batch_size": self.batch_size, "data": fingerprint("retrieval", {}, texts)}
+        return {"name": self.name, "batch_size": self.batch_size, "data": digest({}, texts)}
 
     # --- with a model -----------------------------------------------------------------------------------------------
 
