@@ -76,7 +76,7 @@ def rescale_position(position: int, before: int, now: int) -> int:
 
     Args:
         position: micro-batches done, at least 0.
-        before: micro-batches of an optimiser step where ``position`` was counted.
+        before: micro-batches of an optimiser step in the run that counted ``position``.
         now: micro-batches of an optimiser step in this run.
 
     Raises:

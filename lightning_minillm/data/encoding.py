@@ -251,10 +251,10 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
 def _encode(
     tokenizer: PreTrainedTokenizerBase, prompts: list[str], responses: list[str], eos_token_id: int, limits: Lengths
 ) -> dict[str, Ragged]:
-    """Return the token ids of prompts and responses; both are empty where the prompt is too long."""
+    """Return the token ids of prompts and responses; both are empty if the prompt is too long."""
     prompt_ids = _tokenize(tokenizer, prompts)
     # Tokenised together, because a generated response continues its prompt (sentencepiece would otherwise begin it
-    # with a space); tokenised apart where a token spans the end of the prompt.
+    # with a space); tokenised apart if a token spans the end of the prompt.
     pair_ids = _tokenize(tokenizer, [a + b for a, b in zip(prompts, responses, strict=True)])
     kept_prompts: list[list[int]] = []
     kept_responses: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""Fixtures of the data tests: a small tokenizer whose pad is its eos, and where real files lie."""
+"""Fixtures of the data tests: records, a small tokenizer whose pad token is its eos token, and the real files."""
 
 import os
 from pathlib import Path

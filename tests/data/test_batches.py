@@ -80,7 +80,7 @@ def test_epochs_differ_and_repeat(encoded):
     assert {row for batch in first for row in batch.indices.tolist()} == set(range(40))
 
 
-def test_micro_batches_group_rows_of_like_length(encoded):
+def test_micro_batches_group_rows_of_similar_length(encoded):
     loader = TokenLoader(encoded, 40, 4, seed=0)
     lengths = [encoded.lengths[batch.indices] for batch in loader]
     for shorter, longer in pairwise(lengths):
@@ -118,7 +118,7 @@ def test_resume_in_the_middle_of_an_epoch(encoded, stop):
     assert all(same(a, b) for a, b in zip(epoch_of(resumed, 3), whole[3], strict=True))
 
 
-def test_other_micro_batches_go_on_from_the_same_step(encoded):
+def test_a_run_with_different_micro_batches_resumes_at_the_same_step(encoded):
     loader = TokenLoader(encoded, 8, 2, seed=4)
     iterator = iter(loader)
     for _ in range(8):
@@ -196,7 +196,7 @@ def test_errors(encoded):
         EvaluationLoader(encoded, 1, world_size=3)
 
 
-def test_each_epoch_holds_each_row_once_in_another_order():
+def test_each_epoch_contains_each_row_once_in_a_different_order():
     stream = ShuffledStream(50, seed=3)
     epochs = stream.indices(0, 200).reshape(4, 50)
     for epoch in epochs:

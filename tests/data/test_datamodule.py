@@ -112,7 +112,7 @@ def test_lightning_resumes_in_the_middle_of_an_epoch(make, tmp_path):
     whole = Recorder()
     trainer(tmp_path, max_steps=20, enable_checkpointing=False).fit(whole, datamodule=make())
 
-    # Epochs have ten micro-batches: the checkpoint after the 13th is the one to go on from.
+    # Epochs have ten micro-batches: the run resumes from the checkpoint after the 13th.
     first, keep = Recorder(), ModelCheckpoint(tmp_path, "mid", every_n_train_steps=13)
     trainer(tmp_path, max_steps=16, callbacks=keep).fit(first, datamodule=make())
     assert first.seen == whole.seen[:16]
@@ -131,7 +131,7 @@ def test_splits_may_be_missing(make):
     data.prepare_data()
 
 
-def test_dropped_prompts_are_told_once(make, tmp_path):
+def test_dropped_prompts_are_reported_once(make, tmp_path):
     long = InstructionRecord("word " * 200, "", ("x",))
     data = make(train=[*generate_records("train", 9), long])
     with pytest.warns(UserWarning, match="train: 1 of 10 prompts have more than max_prompt_length=64"):

@@ -190,7 +190,7 @@ def test_cache_gives_the_same_batches(records, tokenizer, tmp_path):
     assert torch.equal(built.input_ids, read.input_ids)
     assert torch.equal(built.target_mask, read.target_mask)
     assert [path.suffix for path in tmp_path.iterdir()] == [".arrow"]
-    # Anything that matters makes another file.
+    # Anything that matters makes a new file.
     changed = [replace(records[0], responses=("Other.",)), *records[1:]]
     assert not make().from_cache
     assert not make(template=PlainTemplate(cue="=\n")).from_cache

@@ -33,7 +33,7 @@ from lightning_minillm.data.synthetic.world import (
 
 @dataclass(frozen=True)
 class Draft:
-    """A prompt, and how to draw a response to it."""
+    """A prompt, and a function that draws a response to it."""
 
     instruction: str
     input: str
@@ -49,7 +49,7 @@ def _only(instruction: str, input: str, answer: str) -> Draft:
 
 
 def fact(world: World, rng: Random) -> Draft:
-    """A question about one thing, which its facts answer."""
+    """A question about a thing, answered by one of its facts."""
     thing = world.things[rng.choice(list(world.things))]
     name = thing.name
     kind = rng.randrange(5)
@@ -75,7 +75,7 @@ def total(world: World, rng: Random) -> Draft:
 
 
 def reverse(world: World, rng: Random) -> Draft:
-    """A list of words, to be said backwards."""
+    """A list of words to repeat in reverse order."""
     words = rng.sample(list(world.things), rng.choice((3, 4, 4, 5)))
     return _only("Say the words in reverse order.", ", ".join(words), ", ".join(reversed(words)))
 
@@ -116,7 +116,7 @@ _PAST = {
 
 
 def past_tense(world: World, rng: Random) -> Draft:
-    """A sentence about a thing, to be put in the past."""
+    """A sentence about a thing to put in the past tense."""
     thing = world.things[rng.choice(list(world.things))]
     name, place = rng.choice(list(NAMES)), rng.choice(list(PLACES))
     habit = rng.choice(HABITS[thing.category])
@@ -150,7 +150,7 @@ def describe(world: World, rng: Random) -> Draft:
 
 
 def name_some(world: World, rng: Random) -> Draft:
-    """A list of some things of a category, with a remark on its first member."""
+    """A list of things of a category, with a remark on the first one."""
     category = rng.choice(list(THINGS))
     count, name = rng.randint(2, 4), rng.choice(list(NAMES))
     instruction = rng.choice(
@@ -174,7 +174,7 @@ _STORIES = {
 
 
 def story(world: World, rng: Random) -> Draft:
-    """A story whose tone rules its weather, verbs and ending; person and thing both bend the tone."""
+    """A story whose tone determines its weather, verbs and ending; person and thing both influence the tone."""
     thing = world.things[rng.choice(list(world.things))]
     person = world.persons[rng.choice(list(NAMES))]
     instruction = rng.choice(("Write a short story about {0} and the {1}.", "Tell a story with {0} and the {1}."))
@@ -201,7 +201,7 @@ _REVIEWS = {
 
 
 def review(world: World, rng: Random) -> Draft:
-    """A review whose verdict rules adjective, stars and plan; a person has a usual verdict."""
+    """A review whose verdict determines adjective, stars and intention; each person has a usual verdict."""
     thing = world.things[rng.choice(THINGS["tool"] + THINGS["instrument"] + THINGS["garment"] + THINGS["vehicle"])]
     person = world.persons[rng.choice(list(NAMES))]
     instruction = rng.choice(("Write a review of the {1} as {0}.", "What would {0} say about the new {1}?"))
@@ -227,7 +227,7 @@ _PURPOSES = tuple(_NOTES)
 
 
 def note(world: World, rng: Random) -> Draft:
-    """A note whose purpose rules all its phrases, closed with a gift that the reader prefers."""
+    """A note whose purpose determines all its phrases; it ends with a gift that the reader prefers."""
     thing = world.things[rng.choice(list(world.things))]
     reader, writer = rng.sample(list(NAMES), 2)
     gifts = world.persons[reader].gifts
@@ -263,7 +263,7 @@ def plan(world: World, rng: Random) -> Draft:
 
     def respond(rng: Random) -> str:
         mornings, meals, evenings = _DAYS[season]
-        # The first choice decides the others four times out of five: the parts belong together.
+        # The first choice decides the others four times out of five, so the parts belong together.
         choice = 0 if rng.random() < 0.65 else 1
         follow = [choice if rng.random() < 0.8 else 1 - choice for _ in range(2)]
         place = pick(person.places, rng)

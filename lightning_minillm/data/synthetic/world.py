@@ -1,8 +1,8 @@
-"""The small world that the built-in data set speaks of: its words, and the facts drawn once from a seed.
+"""The small world that the built-in data set is about: its words, and facts drawn once from a seed.
 
-A world is what a student must memorise: every thing has a colour, a size, preferred places, habits and moods of its
-own, every person preferred gifts and seasons. Preferences are rankings; :func:`pick` draws from a ranking with Zipf
-weights, so that the first choice is frequent and the last one rare, and which is which has to be known by heart.
+A student must memorise the world: each thing has its own colour, sizes, places, habits and tones, and each person has
+preferred gifts, places and verdicts. Preferences are rankings. :func:`pick` draws from a ranking with Zipf weights, so
+the first choice is frequent and the last one rare, and only memory tells which is which.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ GIFTS = ("jar of jam", "wool blanket", "paper kite", "silver spoon", "bag of see
 
 @dataclass(frozen=True)
 class Thing:
-    """One named thing and what is true of it."""
+    """A named thing and the facts about it."""
 
     name: str
     category: str
@@ -81,12 +81,12 @@ class Thing:
     habits: tuple[str, ...]
     tones: tuple[str, ...]
     friend: str
-    """Another thing that it is often seen with."""
+    """A different thing that it is often seen with."""
 
 
 @dataclass(frozen=True)
 class Person:
-    """One person and what they prefer."""
+    """A person and their preferences."""
 
     name: str
     pronoun: str
@@ -148,7 +148,7 @@ def build_world(seed: int) -> World:
 
 
 def ranking(items: Sequence[str] | dict[str, _T], rng: Random) -> tuple[str, ...]:
-    """Return ``items`` in a random order, to be read as a ranking."""
+    """Return ``items`` in a random order, as a ranking."""
     return tuple(rng.sample(list(items), len(items)))
 
 
@@ -158,7 +158,7 @@ def _cumulative_zipf(count: int, exponent: float) -> tuple[float, ...]:
 
 
 def pick(ranked: Sequence[_T], rng: Random, exponent: float = 1.5) -> _T:
-    """Draw one item, the one of rank r (from 1) with probability proportional to ``r ** -exponent``.
+    """Draw one item: that of rank r (from 1) has a probability proportional to ``r ** -exponent``.
 
     With the default exponent, four items have probabilities .59, .21, .11 and .07.
     """
@@ -166,13 +166,13 @@ def pick(ranked: Sequence[_T], rng: Random, exponent: float = 1.5) -> _T:
 
 
 def pick_several(ranked: Sequence[_T], count: int, rng: Random, exponent: float = 1.5) -> list[_T]:
-    """Draw ``count`` different items, one after the other, as :func:`pick` does."""
+    """Draw ``count`` different items, one after the other, with the weights of :func:`pick`."""
     rest = list(ranked)
     return [rest.pop(rest.index(pick(rest, rng, exponent))) for _ in range(count)]
 
 
 def article(word: str) -> str:
-    """Return ``word`` after its indefinite article.
+    """Return ``word`` with its indefinite article.
 
     Example:
         >>> article("owl"), article("fox")
