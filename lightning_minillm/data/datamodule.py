@@ -16,7 +16,7 @@ from lightning_minillm.data.corpus import DocumentSource, PackedCorpus
 from lightning_minillm.data.encoding import EncodedInstructions, Lengths, encode_records
 from lightning_minillm.data.records import InstructionRecord, RecordSource
 from lightning_minillm.data.templates import AlpacaTemplate, PromptTemplate
-from lightning_minillm.distributed.ranks import data_rank, data_world_size
+from lightning_minillm.distributed.placement import placement_of
 from lightning_minillm.types import DeviceMovable, TrainLoaderBuilder
 
 if TYPE_CHECKING:
@@ -97,12 +97,12 @@ class DistillationDataModule(LightningDataModule):
     @property
     def rank(self) -> int:
         """Number of this process among those with data of their own; 0 without a trainer."""
-        return data_rank(self.trainer) if self.trainer is not None else 0
+        return placement_of(self.trainer).data_rank
 
     @property
     def world_size(self) -> int:
         """Number of processes with data of their own; 1 without a trainer."""
-        return data_world_size(self.trainer) if self.trainer is not None else 1
+        return placement_of(self.trainer).data_world_size
 
     @property
     def sizes(self) -> BatchSizes:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from lightning_minillm.modules import CausalLMModule
+    from lightning_minillm.models import ModelPair
 
 Record = dict[str, Any]
 """What is known of one item: plain JSON values, with its number under ``"item"``."""
@@ -93,14 +93,14 @@ class Evaluation(ABC):
         """Return the numbers of all items, in batches; the same whenever it is called and on every rank."""
 
     @abstractmethod
-    def step(self, module: CausalLMModule, items: Sequence[int]) -> list[Record]:
-        """Measure one batch; no gradient, models in eval mode, ``module.teacher_split`` is there if it is needed.
+    def step(self, pair: ModelPair, items: Sequence[int]) -> list[Record]:
+        """Measure one batch; no gradient, models in eval mode, ``pair.teacher`` is there if it is needed.
 
         Ranks that share sharded models step together: a step makes the same number of forward passes whatever the
         items (the sampler sees to that by itself).
 
         Args:
-            module: student, teacher and tokenizer, and how to sample from them.
+            pair: student, teacher and tokenizer.
             items: numbers of one of :meth:`batches`.
 
         Returns:

@@ -11,7 +11,7 @@ from lightning_minillm.evaluation.teacher_comparison import TeacherComparison
 from lightning_minillm.functional.divergences import forward_kl, reverse_kl
 
 if TYPE_CHECKING:
-    from lightning_minillm.modules import CausalLMModule
+    from lightning_minillm.models import ModelPair
 
 FUNCTIONS = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}
 TEXTS = ("student", "teacher", "reference")
@@ -35,18 +35,18 @@ class DivergenceEvaluation(TeacherComparison):
     name = "divergence"
     measures_of_a_set = MEASURES
 
-    def step(self, module: CausalLMModule, items: Sequence[int]) -> list[Record]:
+    def step(self, pair: ModelPair, items: Sequence[int]) -> list[Record]:
         """Let both models respond, and compare them on three texts: nats summed over its tokens, and their number."""
         _, name, rows = self.find(items)
-        batch = self.data[name].evaluation_batch(rows).to(module.device)
+        batch = self.data[name].evaluation_batch(rows).to(pair.device)
         texts = (
-            self.student_text(module, batch.prompts),
-            self.teacher_text(module, batch.prompts),
+            self.student_text(pair, batch.prompts),
+            self.teacher_text(pair, batch.prompts),
             batch.tokens,
         )
         records: list[Record] = [{"item": item, "data_set": name} for item in items]
         for text, tokens in zip(TEXTS, texts, strict=True):
-            found = self.divergences(module, tokens, FUNCTIONS)
+            found = self.divergences(pair, tokens, FUNCTIONS)
             for row, record in enumerate(records):
                 sums = {kl: sum(values[row]) for kl, values in found.items()}
                 record[text] = {**sums, "tokens": len(found["forward_kl"][row])}

@@ -15,7 +15,7 @@ from lightning_minillm.functional.divergences import forward_kl
 from lightning_minillm.metrics import ExposureBias
 
 if TYPE_CHECKING:
-    from lightning_minillm.modules import CausalLMModule
+    from lightning_minillm.models import ModelPair
 
 MEASURES = {
     "excess_error": Measure("excess error %, at the end", 1, False),
@@ -54,13 +54,13 @@ class ExposureBiasEvaluation(TeacherComparison):
     measures_of_a_set = MEASURES
     pictures_of_a_set = PICTURES
 
-    def step(self, module: CausalLMModule, items: Sequence[int]) -> list[Record]:
+    def step(self, pair: ModelPair, items: Sequence[int]) -> list[Record]:
         """Let both models respond, and compare them on either text; a list of nats a token of each."""
         _, name, rows = self.find(items)
-        prompts = self.data[name].prompt_batch(rows).to(module.device)
+        prompts = self.data[name].prompt_batch(rows).to(pair.device)
         function = {"kl": forward_kl}
-        student = self.divergences(module, self.student_text(module, prompts), function)["kl"]
-        teacher = self.divergences(module, self.teacher_text(module, prompts), function)["kl"]
+        student = self.divergences(pair, self.student_text(pair, prompts), function)["kl"]
+        teacher = self.divergences(pair, self.teacher_text(pair, prompts), function)["kl"]
         return [
             {"item": item, "data_set": name, "on_student_text": own, "on_teacher_text": oracle}
             for item, own, oracle in zip(items, student, teacher, strict=True)

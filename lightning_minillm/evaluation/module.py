@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from torch import nn
 
-from lightning_minillm.distributed.ranks import data_rank, data_world_size
+from lightning_minillm.distributed.placement import placement_of
 from lightning_minillm.evaluation.base import Evaluation
 from lightning_minillm.evaluation.records import RecordFiles
-from lightning_minillm.modules import CausalLMModule
+from lightning_minillm.models import ModelFactory, ModelPair
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from lightning_minillm.modules.base import ModelSource
-    from lightning_minillm.rollout import SamplingConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Job(NamedTuple):
@@ -51,35 +49,60 @@ class Jobs:
         return iter(self._jobs)
 
 
-class EvaluationModule(CausalLMModule):
+class EvaluationModule(LightningModule):
     """A model that is evaluated: a student, and a teacher to compare it with.
 
     Args:
-        student: as in :class:`~lightning_minillm.modules.CausalLMModule`.
-        tokenizer: of both.
-        teacher: likewise; ``None`` for none.
-        evaluation_sampling: how the student is sampled, where an evaluation does not say so itself.
-        about: what decides the records besides the evaluation, such as the models' names; plain JSON.
+        student: a transformers causal LM, or a function that loads one (called once, in ``configure_model``).
+        tokenizer: of student and teacher.
+        teacher: a model or a function, as for ``student``; ``None`` for none.
+        about: what decides the records besides the evaluation, such as the models' digests; plain JSON.
     """
 
     def __init__(
         self,
-        student: ModelSource,
+        student: ModelFactory,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        teacher: ModelSource | None = None,
-        evaluation_sampling: SamplingConfig | None = None,
+        teacher: ModelFactory | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(student, tokenizer, teacher=teacher, evaluation_sampling=evaluation_sampling)
+        super().__init__()
+        self.tokenizer = tokenizer
         self.about = dict(about or {})
         self.evaluation: Evaluation | None = None
+        self.student: PreTrainedModel | None = None
+        """The student as a submodule; ``None`` until ``configure_model``."""
+        self._factories = (student, teacher)  # in a tuple: a teacher that was given as a model is no submodule
+        self._pair: ModelPair | None = None
         self._files: RecordFiles | None = None
+
+    @property
+    def pair(self) -> ModelPair:
+        """Student and teacher; loaded on first use."""
+        self.configure_model()
+        assert self._pair is not None
+        return self._pair
 
     @property
     def has_teacher(self) -> bool:
         """Whether there is a teacher, loaded already or not."""
-        return self._sources[1] is not None
+        return self._factories[1] is not None
+
+    def loaded_models(self) -> list[nn.Module]:
+        """Return the student and the teacher; empty until ``configure_model``."""
+        return [] if self._pair is None else self._pair.models
+
+    def configure_model(self) -> None:
+        """Load the models, once, and place them as the trainer's strategy does."""
+        if self._pair is None:
+            student, teacher = self._factories
+            self._pair = ModelPair(student, self.tokenizer, teacher, placement=placement_of(self._trainer))
+            self.student = self._pair.student
+
+    def on_test_start(self) -> None:
+        """Move the teacher, which Lightning does not know, to this rank's device."""
+        self.pair.place_teacher(self.device)
 
     def begin(self, evaluation: Evaluation, files: RecordFiles) -> None:
         """Choose what the next test measures, and where its records go."""
@@ -107,7 +130,7 @@ class EvaluationModule(CausalLMModule):
         todo, error = self.trainer.strategy.broadcast((todo, error))
         if error is not None:
             raise ValueError(error)
-        return Jobs(todo, data_rank(self.trainer), data_world_size(self.trainer))
+        return Jobs(todo, placement_of(self.trainer).data_rank, placement_of(self.trainer).data_world_size)
 
     def _batches_to_do(self) -> list[list[int]]:
         assert self.evaluation is not None
@@ -120,11 +143,11 @@ class EvaluationModule(CausalLMModule):
         """Measure one batch and write its records."""
         assert self.evaluation is not None
         assert self._files is not None
-        records = self.evaluation.step(self, batch.items)
+        records = self.evaluation.step(self.pair, batch.items)
         # ranks that hold pieces of the same matrices have the same rows: the first of them writes
-        pieces = self.trainer.world_size // data_world_size(self.trainer)
+        pieces = self.trainer.world_size // placement_of(self.trainer).data_world_size
         if batch.is_kept and self.trainer.global_rank % pieces == 0:
-            self._files.append(data_rank(self.trainer), records)
+            self._files.append(placement_of(self.trainer).data_rank, records)
 
     def on_test_epoch_end(self) -> None:
         """Leave everything to the records."""

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_minillm.distributed.sharding import is_sharded
 from lightning_minillm.evaluation.base import Curve, Findings, Measure, Picture, Record
 from lightning_minillm.evaluation.items import metric_name
 from lightning_minillm.evaluation.prompted import PromptedEvaluation
@@ -21,13 +20,15 @@ from lightning_minillm.functional.divergences import reverse_kl
 from lightning_minillm.functional.logprobs import TokenStates, chunk_bounds, target_logprobs
 from lightning_minillm.losses.chunking import tokens_per_chunk
 from lightning_minillm.metrics import DistinctNGrams, ExactMatch, RepeatedNGrams, RougeLByLength, rouge_l
+from lightning_minillm.rollout import decode_responses, sampler_for
 from lightning_minillm.rollout.scoring import rollout_sequences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from lightning_minillm.modules import CausalLMModule
-    from lightning_minillm.types import RolloutBatch, TokenBatch
+    from lightning_minillm.models import ModelPair
+    from lightning_minillm.rollout import SamplingConfig
+    from lightning_minillm.types import EvaluationBatch, RolloutBatch, TokenBatch
 
 BUCKETS = RougeLByLength().names
 MEASURES = {
@@ -74,41 +75,24 @@ class Responses(PromptedEvaluation):
 
     # --- with a model -----------------------------------------------------------------------------------------------
 
-    def step(self, module: CausalLMModule, items: Sequence[int]) -> list[Record]:
+    def step(self, pair: ModelPair, items: Sequence[int]) -> list[Record]:
         """Sample a batch of responses and score them; with the first seed, also the references."""
         place, name, rows = self.find(items)
-        batch = self.data[name].evaluation_batch(rows).to(module.device)
-        rollouts = module.sampler(self.sampling).sample(batch.prompts, seed=self.seeds[place])
-        columns: dict[str, list[Any]] = {"response_tokens": rollouts.lengths.tolist()}
-        if module.teacher is not None:
-            columns["reverse_kl"] = self._reverse_kl(module, rollouts)
-        if place == 0 or is_sharded(module.student):  # ranks that gather shards make the same passes
-            loss, tokens = _reference_loss(module, batch.tokens)
-            columns |= {"reference_loss": loss, "loss_tokens": tokens} if place == 0 else {}
-        records = []
-        for row, response in enumerate(module.decode(rollouts)):
-            record = {
-                "item": items[row],
+        batch = self.data[name].evaluation_batch(rows).to(pair.device)
+        # processes that gather shards make the same passes
+        scores_references = place == 0 or pair.placement.shards_models
+        records = measure_responses(pair, batch, self.sampling, self.seeds[place], scores_references)
+        for item, row, record in zip(items, rows, records, strict=True):
+            record |= {
+                "item": item,
                 "data_set": name,
                 "seed": self.seeds[place],
-                "index": rows[row],
-                "task": batch.tasks[row],
-                "prompt": batch.prompt_texts[row],
-                "references": list(batch.references[row]),
-                "response": response,
-                "exact": batch.exact[row],
-                "rougeL": rouge_l(response, batch.references[row]),
-                "reference_tokens": self.reference_lengths[name][rows[row]],
+                "reference_tokens": self.reference_lengths[name][row],
             }
-            records.append(record | {key: values[row] for key, values in columns.items()})
+            if place != 0:
+                record.pop("reference_loss", None)
+                record.pop("loss_tokens", None)
         return records
-
-    def _reverse_kl(self, module: CausalLMModule, rollouts: RolloutBatch) -> list[float]:
-        """Return KL(student || teacher) summed over the tokens of each response."""
-        batch = rollout_sequences(rollouts)
-        student, _ = module.token_states(batch)
-        values = token_reverse_kl(student, module.teacher_token_states(batch), self.sampling.temperature or 1.0)
-        return _row_sums(values, batch.target_mask)
 
     # --- afterwards -------------------------------------------------------------------------------------------------
 
@@ -119,7 +103,7 @@ class Responses(PromptedEvaluation):
         for name in self.sources:
             key = partial(metric_name, data_set=name, data_sets=self.sources)
             own = [record for record in records if record["data_set"] == name]
-            loss = _mean_loss(own)
+            loss = mean_reference_loss(own)
             for seed in self.seeds:
                 summary = summarise_responses([record for record in own if record["seed"] == seed]) | {"loss": loss}
                 for metric, value in summary.items():
@@ -140,16 +124,56 @@ class Responses(PromptedEvaluation):
         return files
 
 
+def measure_responses(
+    pair: ModelPair, batch: EvaluationBatch, sampling: SamplingConfig, seed: int, scores_references: bool = True
+) -> list[Record]:
+    """Sample a response to every prompt of a batch, and compare it with the references and with the teacher.
+
+    Args:
+        pair: student and, if there is one, teacher.
+        batch: B rows, on the pair's device.
+        sampling: of the student alone.
+        seed: of the sampling noise.
+        scores_references: also run the student over the first reference of each row.
+
+    Returns:
+        B records: ``index``, ``task``, ``prompt``, ``references``, ``response``, ``exact``, ``rougeL`` in percent, and
+        ``response_tokens``; with a teacher ``reverse_kl`` (nats, summed over the response); if asked for,
+        ``reference_loss`` (nats, summed over the reference) and ``loss_tokens`` (their number).
+    """
+    rollouts = sampler_for(pair, sampling).sample(batch.prompts, seed=seed)
+    columns: dict[str, list[Any]] = {"response_tokens": rollouts.lengths.tolist()}
+    if pair.teacher is not None:
+        columns["reverse_kl"] = _reverse_kl(pair, rollouts, sampling.temperature or 1.0)
+    if scores_references:
+        columns["reference_loss"], columns["loss_tokens"] = _reference_loss(pair, batch.tokens)
+    records = []
+    for row, response in enumerate(decode_responses(pair.tokenizer, rollouts)):
+        record = {
+            "index": int(batch.prompts.indices[row]),
+            "task": batch.tasks[row],
+            "prompt": batch.prompt_texts[row],
+            "references": list(batch.references[row]),
+            "response": response,
+            "exact": batch.exact[row],
+            "rougeL": rouge_l(response, batch.references[row]),
+        }
+        records.append(record | {key: values[row] for key, values in columns.items()})
+    return records
+
+
 def summarise_responses(records: Sequence[Record]) -> dict[str, float]:
     """Return the metrics of one seed's responses to one data set; NaN where there was nothing to measure.
 
     Args:
-        records: rows as :meth:`Responses.step` makes them, at least one.
+        records: as :func:`measure_responses` returns them, at least one; with ``reference_tokens`` where Rouge-L by
+            length is wanted.
     """
     exact, buckets, repetition, distinct = ExactMatch(), RougeLByLength(), RepeatedNGrams(), DistinctNGrams()
     texts = [record["response"] for record in records]
     for record in records:
-        buckets.add(record["rougeL"], record["reference_tokens"])
+        if "reference_tokens" in record:
+            buckets.add(record["rougeL"], record["reference_tokens"])
     judged = [record for record in records if record["exact"]]
     exact.update([record["response"] for record in judged], [record["references"] for record in judged])
     repetition.update(texts)
@@ -165,6 +189,8 @@ def summarise_responses(records: Sequence[Record]) -> dict[str, float]:
     }
     if "reverse_kl" in records[0]:
         values["reverse_kl"] = sum(record["reverse_kl"] for record in records) / sum(tokens)
+    if any("reference_loss" in record for record in records):
+        values["loss"] = mean_reference_loss(records)
     return {name: float(value) for name, value in values.items()}
 
 
@@ -184,9 +210,16 @@ def token_reverse_kl(student: TokenStates, teacher: TokenStates, temperature: fl
     return torch.cat(pieces)
 
 
-def _reference_loss(module: CausalLMModule, batch: TokenBatch) -> tuple[list[float], list[int]]:
+def _reverse_kl(pair: ModelPair, rollouts: RolloutBatch, temperature: float) -> list[float]:
+    """Return KL(student || teacher) summed over the tokens of each response."""
+    batch = rollout_sequences(rollouts)
+    student, _ = pair.token_states(batch)
+    return _row_sums(token_reverse_kl(student, pair.teacher_token_states(batch), temperature), batch.target_mask)
+
+
+def _reference_loss(pair: ModelPair, batch: TokenBatch) -> tuple[list[float], list[int]]:
     """Return -log q summed over the target tokens of each row, and how many these are."""
-    states, target_ids = module.token_states(batch)
+    states, target_ids = pair.token_states(batch)
     return _row_sums(-target_logprobs(states, target_ids), batch.target_mask), batch.target_mask.sum(-1).tolist()
 
 
@@ -197,7 +230,7 @@ def _row_sums(values: Tensor, mask: Tensor) -> list[float]:
     return sums
 
 
-def _mean_loss(records: Sequence[Record]) -> float:
+def mean_reference_loss(records: Sequence[Record]) -> float:
     """Return the loss of the references by token; it is known of one seed's records, since no seed changes it."""
     scored = [record for record in records if "reference_loss" in record]
     total = sum(record["reference_loss"] for record in scored)

@@ -10,23 +10,23 @@ import torch
 from lightning_minillm.functional.logprobs import target_logprobs
 
 if TYPE_CHECKING:
-    from lightning_minillm.modules import CausalLMModule
+    from lightning_minillm.models import ModelPair
     from lightning_minillm.types import TokenBatch
 
 
-def response_scores(module: CausalLMModule, batch: TokenBatch) -> list[float]:
+def response_scores(pair: ModelPair, batch: TokenBatch) -> list[float]:
     """Return log q(response | prompt) of each row, summed over the response's tokens.
 
     The eos that ends every response does not count: a response need not be all that is said.
 
     Args:
-        module: the model.
+        pair: the model is its student.
         batch: B rows, their responses as targets, on any device.
     """
     places = torch.arange(batch.target_mask.shape[1])
     last = batch.attention_mask.sum(-1, keepdim=True) - 1
-    batch = replace(batch, target_mask=batch.target_mask & (places != last)).to(module.device)
-    states, target_ids = module.token_states(batch)
+    batch = replace(batch, target_mask=batch.target_mask & (places != last)).to(pair.device)
+    states, target_ids = pair.token_states(batch)
     logprobs = target_logprobs(states, target_ids).double().cpu()
     of_row = batch.target_mask.cpu().nonzero()[:, 0]
     sums: list[float] = torch.zeros(len(last), dtype=torch.float64).index_add_(0, of_row, logprobs).tolist()

@@ -14,12 +14,12 @@ from torch import Tensor
 from lightning_minillm.evaluation.prompted import PromptedEvaluation
 from lightning_minillm.functional.logprobs import TokenStates, chunk_bounds
 from lightning_minillm.losses.chunking import tokens_per_chunk
-from lightning_minillm.rollout import MixtureSampler
+from lightning_minillm.rollout import sampler_for
 from lightning_minillm.rollout.scoring import rollout_sequences
 
 if TYPE_CHECKING:
     from lightning_minillm.data import PromptTemplate, RecordSource
-    from lightning_minillm.modules import CausalLMModule
+    from lightning_minillm.models import ModelPair
     from lightning_minillm.rollout import SamplingConfig
     from lightning_minillm.types import PromptBatch, TokenBatch
 
@@ -59,41 +59,31 @@ class TeacherComparison(PromptedEvaluation):
     ) -> None:
         super().__init__(sources, template, sampling, seeds=[seed], **options)
 
-    def student_text(self, module: CausalLMModule, prompts: PromptBatch) -> TokenBatch:
+    def student_text(self, pair: ModelPair, prompts: PromptBatch) -> TokenBatch:
         """Return the prompts with responses that the student wrote, which are the targets."""
-        return rollout_sequences(module.sampler(self.sampling).sample(prompts, seed=self.seeds[0]))
+        return rollout_sequences(sampler_for(pair, self.sampling).sample(prompts, seed=self.seeds[0]))
 
-    def teacher_text(self, module: CausalLMModule, prompts: PromptBatch) -> TokenBatch:
+    def teacher_text(self, pair: ModelPair, prompts: PromptBatch) -> TokenBatch:
         """Return the prompts with responses that the teacher wrote, which are the targets."""
-        of_student = module.sampler(self.sampling)
-        assert module.teacher_split is not None
-        sampler = MixtureSampler(
-            module.teacher_split,
-            None,
-            eos_token_ids=of_student.eos_token_ids,
-            pad_token_id=of_student.pad_token_id,
-            config=self.sampling,
-            vocabulary=of_student.vocabulary,
-            finish_together=of_student.finish_together,
-        )
+        sampler = sampler_for(pair, self.sampling, writer="teacher")
         return rollout_sequences(sampler.sample(prompts, seed=self.seeds[0]))
 
     def divergences(
-        self, module: CausalLMModule, batch: TokenBatch, functions: Mapping[str, LogitDivergence]
+        self, pair: ModelPair, batch: TokenBatch, functions: Mapping[str, LogitDivergence]
     ) -> dict[str, list[list[float]]]:
         """Compare the models on given text.
 
         Args:
-            module: student and teacher.
+            pair: student and teacher.
             batch: B rows, whose targets are compared.
             functions: by name.
 
         Returns:
             By name, B lists with a value a target token.
         """
-        student, _ = module.token_states(batch)
+        student, _ = pair.token_states(batch)
         values = token_divergences(
-            student, module.teacher_token_states(batch), functions, self.sampling.temperature or 1.0
+            student, pair.teacher_token_states(batch), functions, self.sampling.temperature or 1.0
         )
         counts = batch.target_mask.sum(-1).tolist()
         return {

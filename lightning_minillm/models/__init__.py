@@ -11,10 +11,12 @@ from lightning_minillm.models.loading import (
     shared_vocabulary,
 )
 from lightning_minillm.models.lora import add_lora, load_lora_causal_lm
+from lightning_minillm.models.pair import ModelFactory, ModelPair, freeze
 from lightning_minillm.models.split import SplitCausalLM
-from lightning_minillm.models.teacher import freeze
 
 __all__ = [
+    "ModelFactory",
+    "ModelPair",
     "SplitCausalLM",
     "add_lora",
     "check_tokenizers",

@@ -14,6 +14,7 @@ from lightning_minillm.rollout.sources import (
     TextRequest,
     TextSource,
 )
+from lightning_minillm.rollout.writing import decode_responses, sampler_for
 
 __all__ = [
     "AdaptiveReplay",
@@ -27,5 +28,7 @@ __all__ = [
     "TextRequest",
     "TextSource",
     "collect_rollouts",
+    "decode_responses",
+    "sampler_for",
     "score_responses",
 ]

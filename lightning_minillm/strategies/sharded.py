@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from lightning_minillm.checkpoints.files import put_in_place, read_checkpoint, recover
 from lightning_minillm.checkpoints.weights import check_architecture, weight_shapes
 from lightning_minillm.distributed.gradients import clip_by_norm
+from lightning_minillm.distributed.placement import HoldsModels, ModelPlacement, gather_objects
 from lightning_minillm.distributed.sharding import gathered, is_sharded, run_sharded, shard
 from lightning_minillm.distributed.tensor_parallel import split_tensors
 
@@ -26,7 +27,7 @@ _DTYPES = {None: None, "float32": None, "bfloat16": torch.bfloat16, "float16": t
 _SHARDINGS = ("full", "grad_op", "hybrid")
 
 
-class ShardedStrategy(ModelParallelStrategy):
+class ShardedStrategy(ModelPlacement, ModelParallelStrategy):
     """Shards student and teacher, which ask for it in ``configure_model`` through :meth:`shard_model`.
 
     It runs on GPUs and, with gloo, on the CPU. Data is dealt over the ranks that do not share a tensor: see
@@ -106,6 +107,12 @@ class ShardedStrategy(ModelParallelStrategy):
             self._shard_mesh = mesh["data_parallel"]
 
     @property
+    def device(self) -> torch.device:
+        """This rank's device."""
+        device: torch.device = self.root_device
+        return device
+
+    @property
     def data_world_size(self) -> int:
         """Number of ranks that have data of their own."""
         return int(self.device_mesh["data_parallel"].size())
@@ -115,15 +122,28 @@ class ShardedStrategy(ModelParallelStrategy):
         """This rank's number among them; ranks that share tensors share it."""
         return int(self.device_mesh["data_parallel"].get_local_rank())
 
+    def sum_over_data(self, values: Tensor) -> Tensor:
+        """Return the sum of a tensor over the ranks that together have all data, each row once."""
+        summed: Tensor = self.reduce(values, self._data_group, reduce_op="sum")
+        return summed
+
+    def gather_over_data(self, value: Any) -> list[Any]:
+        """Return the objects of these ranks, in their order."""
+        return gather_objects(value, self.data_world_size, self._data_group)
+
     @property
-    def data_group(self) -> Any:
-        """Process group of the ranks that together have all data, each once."""
+    def _data_group(self) -> Any:
         return self.device_mesh["data_parallel"].get_group()
 
     # --- models -----------------------------------------------------------------------------------------------------
 
-    def shard_model(self, model: PreTrainedModel, *, cpu_offload: bool | None = None) -> None:
-        """Spread a loaded model over the ranks, in place; ``cpu_offload`` overrides the strategy's."""
+    @property
+    def shards_models(self) -> bool:
+        """``True``."""
+        return True
+
+    def shard_model(self, model: PreTrainedModel, *, cpu_offload: bool = False) -> None:
+        """Spread a loaded model over the ranks, in place; its shards stay on the CPU if either says so."""
         if is_sharded(model):
             return
         if int(self._tensor_parallel_size) > 1:
@@ -135,7 +155,7 @@ class ShardedStrategy(ModelParallelStrategy):
             self._shard_mesh,
             reshard_after_forward=self.sharding != "grad_op",
             param_dtype=self.param_dtype,
-            cpu_offload=self.cpu_offload if cpu_offload is None else cpu_offload,
+            cpu_offload=self.cpu_offload or cpu_offload,
         )
 
     def model_to_device(self) -> None:
@@ -150,10 +170,9 @@ class ShardedStrategy(ModelParallelStrategy):
 
     @property
     def _models(self) -> list[nn.Module]:
-        """Student and teacher, as far as they exist."""
+        """Student and teacher, once they are loaded."""
         module = self.lightning_module
-        models = (getattr(module, name, None) for name in ("student", "teacher"))
-        return [model for model in models if isinstance(model, nn.Module)]
+        return module.loaded_models() if isinstance(module, HoldsModels) else []
 
     def run_sampling(self, function: Callable[[], _Result]) -> _Result:
         """Call a function that samples from the models, or does anything else with them that needs no gradient."""
@@ -170,7 +189,7 @@ class ShardedStrategy(ModelParallelStrategy):
         running = torch.tensor([0.0 if finished else 1.0], device=self.root_device)
         return bool(self.reduce(running, reduce_op="sum") == 0)
 
-    def clip_by_norm(self, parameters: Iterable[Tensor], max_norm: float) -> None:
+    def clip_gradients(self, parameters: Iterable[nn.Parameter], max_norm: float) -> None:
         """Clip by the norm over all ranks, however each gradient is sharded."""
         clip_by_norm(parameters, max_norm)
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lightning_minillm.data import InstructionRecord, PlainTemplate
-from lightning_minillm.modules import CausalLMModule
+from lightning_minillm.models import ModelPair
 from lightning_minillm.rollout import SamplingConfig
 
 VOCAB_SIZE = 37
@@ -62,12 +62,10 @@ def run_all():
 
 @pytest.fixture(scope="session")
 def make_pair(tokenizer):
-    """``make_pair(student, teacher=None)``: a module ready to be measured."""
+    """``make_pair(student, teacher=None)``: models ready to be measured."""
 
     def make(student, teacher=None):
-        module = CausalLMModule(student, tokenizer, teacher=teacher)
-        module.configure_model()
-        return module
+        return ModelPair(student, tokenizer, teacher)
 
     return make
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from lightning_minillm.data import PromptTemplate
     from lightning_minillm.evaluation.classification.records import ClassificationSource
-    from lightning_minillm.modules import CausalLMModule
+    from lightning_minillm.models import ModelPair
 
 MEASURES = {
     "ece": Measure("ECE", 3, False),
@@ -184,12 +184,12 @@ class CalibrationEvaluation(Evaluation):
 
     # --- with a model -----------------------------------------------------------------------------------------------
 
-    def step(self, module: CausalLMModule, items: Sequence[int]) -> list[Record]:
+    def step(self, pair: ModelPair, items: Sequence[int]) -> list[Record]:
         """Score the label words of a batch of examples: the log-probability of each under the prompt."""
         name, examples = self.items.find(items)
         data = self.data[name]
         rows = [example * data.num_words + word for example in examples for word in range(data.num_words)]
-        scores = response_scores(module, data.rows.token_batch(rows, normalizer=1.0))
+        scores = response_scores(pair, data.rows.token_batch(rows, normalizer=1.0))
         of_words = [scores[start : start + data.num_words] for start in range(0, len(scores), data.num_words)]
         return [
             {"item": item, "data_set": name, "label": data.labels[example], "logprobs": logprobs}

@@ -15,6 +15,7 @@ from lightning_minillm.evaluation.items import metric_name
 from lightning_minillm.evaluation.judge.prompts import ask_for_scores, ask_for_verdict
 from lightning_minillm.evaluation.judge.rows import MEASURES, Mode, judge_row, summarise_rows
 from lightning_minillm.evaluation.prompted import PromptedEvaluation
+from lightning_minillm.rollout import decode_responses, sampler_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from lightning_minillm.data import PromptTemplate, RecordSource
     from lightning_minillm.evaluation.judge.answers import Answers
     from lightning_minillm.evaluation.judge.client import ChatClient
-    from lightning_minillm.modules import CausalLMModule
+    from lightning_minillm.models import ModelPair
     from lightning_minillm.rollout import SamplingConfig
 
 
@@ -104,11 +105,13 @@ class JudgeEvaluation(PromptedEvaluation):
 
     # --- with a model -----------------------------------------------------------------------------------------------
 
-    def step(self, module: CausalLMModule, items: Sequence[int]) -> list[Record]:
+    def step(self, pair: ModelPair, items: Sequence[int]) -> list[Record]:
         """Sample a batch of responses."""
         place, name, rows = self.find(items)
-        batch = self.data[name].evaluation_batch(rows).to(module.device)
-        responses = module.decode(module.sampler(self.sampling).sample(batch.prompts, seed=self.seeds[place]))
+        batch = self.data[name].evaluation_batch(rows).to(pair.device)
+        responses = decode_responses(
+            pair.tokenizer, sampler_for(pair, self.sampling).sample(batch.prompts, seed=self.seeds[place])
+        )
         return [
             {
                 "item": items[row],

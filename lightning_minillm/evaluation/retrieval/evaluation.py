@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from lightning_minillm.data import PromptTemplate
     from lightning_minillm.evaluation.retrieval.passages import PassageSet, PassageSource, Question
-    from lightning_minillm.modules import CausalLMModule
+    from lightning_minillm.models import ModelPair
 
 INSTRUCTION = "Read the passage and write a question or claim about what it says."
 
@@ -216,7 +216,7 @@ class RetrievalEvaluation(Evaluation):
 
     # --- with a model -----------------------------------------------------------------------------------------------
 
-    def step(self, module: CausalLMModule, items: Sequence[int]) -> list[Record]:
+    def step(self, pair: ModelPair, items: Sequence[int]) -> list[Record]:
         """Score the candidates of a batch of questions: log p(question | passage) of each."""
         name, questions = self.items.find(items)
         counts = list(map(len, self.relevant[name]))
@@ -225,7 +225,7 @@ class RetrievalEvaluation(Evaluation):
         scores: list[float] = []
         for start in range(0, len(rows), self.batch_size):
             chosen = rows[start : start + self.batch_size]
-            scores += response_scores(module, self.rows[name].token_batch(chosen, normalizer=1.0))
+            scores += response_scores(pair, self.rows[name].token_batch(chosen, normalizer=1.0))
         of_question = iter(scores)
         return [
             {"item": item, "data_set": name, "scores": [next(of_question) for _ in range(counts[question])]}

@@ -1,0 +1,181 @@
+"""A student and its frozen teacher: what both share, where they are, and their states on given text.
+
+Legend: B rows, L tokens, N target tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lightning_minillm.distributed.placement import ModelPlacement, OneCopy
+from lightning_minillm.distributed.sharding import is_sharded
+from lightning_minillm.functional.logprobs import TokenStates
+from lightning_minillm.models.activations import fuse_activations
+from lightning_minillm.models.loading import is_quantized, shared_vocabulary
+from lightning_minillm.models.split import SplitCausalLM
+from lightning_minillm.types import TokenBatch
+
+ModelFactory = PreTrainedModel | Callable[[], PreTrainedModel]
+"""A model, or a function that loads it when it is needed."""
+
+
+class ModelPair:
+    """A student and, if there is one, its frozen teacher.
+
+    The pair is no ``nn.Module``: a Lightning module registers the student alone, so that the teacher stays out of the
+    optimiser, of checkpoints, of DDP, and of ``.train()``.
+
+    Args:
+        student: a transformers causal LM, or a function that loads one; it is called here.
+        tokenizer: of both; has an eos and a pad token.
+        teacher: a model or a function, as for ``student``; frozen here. ``None`` for none.
+        placement: where the models are; shards them here if it spreads models over processes.
+        gradient_checkpointing: compute the student's layers again in the backward pass instead of keeping their
+            activations: less memory, about a third more time.
+        activation_offload: keep the activations of the student's layers in CPU memory until the backward pass.
+        compile_backend: backend of ``torch.compile`` for the student's training passes, such as ``"inductor"``;
+            ``None`` runs them uncompiled.
+        teacher_offload: keep the teacher's shards on the CPU, where it is sharded.
+
+    Attributes:
+        student: the student.
+        teacher: the teacher, or ``None``.
+        tokenizer: of both.
+        student_split: the student as body and head.
+        teacher_split: the teacher as body and head, or ``None``.
+
+    Raises:
+        ValueError: a tokenizer without eos or pad token, or an unknown compile backend.
+    """
+
+    def __init__(
+        self,
+        student: ModelFactory,
+        tokenizer: PreTrainedTokenizerBase,
+        teacher: ModelFactory | None = None,
+        *,
+        placement: ModelPlacement | None = None,
+        gradient_checkpointing: bool = False,
+        activation_offload: bool = False,
+        compile_backend: str | None = None,
+        teacher_offload: bool = False,
+    ) -> None:
+        if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
+            raise ValueError(
+                "the tokenizer has no eos or no pad token: set tokenizer.eos_token and tokenizer.pad_token"
+            )
+        self.tokenizer = tokenizer
+        self.placement = placement or OneCopy()
+        self.activation_offload = activation_offload
+        self.student = _load(student)
+        if gradient_checkpointing:
+            _checkpoint_layers(self.student)
+        self.teacher = None if teacher is None else freeze(_load(teacher))
+        # Head and body are told apart before anything is sharded. Both models are cut to the leading ids that they
+        # share, everywhere: in sampling, losses and measurements, so that the numbers fit together.
+        self.student_split = SplitCausalLM(self.student, vocabulary=self.vocabulary)
+        self.teacher_split = None if self.teacher is None else SplitCausalLM(self.teacher, vocabulary=self.vocabulary)
+        self._warn_about_vocabulary()
+        if compile_backend is not None:
+            self.student_split.compile(compile_backend)
+        self.placement.shard_model(self.student)
+        if self.teacher is not None and not is_quantized(self.teacher):  # a quantised teacher is whole everywhere
+            self.placement.shard_model(self.teacher, cpu_offload=teacher_offload)
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Number of leading ids that both models have logits for; ``None`` without a teacher."""
+        return None if self.teacher is None else shared_vocabulary(self.student, self.teacher)
+
+    @property
+    def models(self) -> list[nn.Module]:
+        """The student and, if there is one, the teacher."""
+        return [self.student] if self.teacher is None else [self.student, self.teacher]
+
+    def _warn_about_vocabulary(self) -> None:
+        if self.teacher is None or self.placement.data_rank != 0:
+            return
+        own, theirs = (model.get_output_embeddings().weight.shape[0] for model in (self.student, self.teacher))
+        if own != theirs:
+            warnings.warn(
+                f"the student has logits for {own} ids and the teacher for {theirs}; they are compared on the"
+                f" {self.vocabulary} that both have (the rest pads the embedding)",
+                stacklevel=3,
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs of the models have to be."""
+        return self.placement.device or next(self.student.parameters()).device
+
+    # --- placement --------------------------------------------------------------------------------------------------
+
+    @property
+    def teacher_is_sharded(self) -> bool:
+        """Whether the teacher's parameters are spread over processes."""
+        return self.teacher is not None and is_sharded(self.teacher)
+
+    def place_teacher(self, device: torch.device) -> None:
+        """Move the teacher, unless its strategy or its quantisation keeps it where it is."""
+        if self.teacher is not None and not self.teacher_is_sharded and not is_quantized(self.teacher):
+            self.teacher.to(device)
+
+    def rest_teacher(self, device: torch.device) -> None:
+        """Move the teacher to the CPU until it is needed, except for its head, which goes to ``device``."""
+        if self.teacher is not None and not self.teacher_is_sharded:
+            self.place_teacher(torch.device("cpu"))
+            self.teacher.get_output_embeddings().to(device)
+
+    # --- states -----------------------------------------------------------------------------------------------------
+
+    def token_states(self, batch: TokenBatch) -> tuple[TokenStates, Tensor]:
+        """Return the student's states of the target tokens, and the ids of these tokens ``[N]``."""
+        offload = save_on_cpu(pin_memory=batch.input_ids.is_cuda) if self.activation_offload else nullcontext()
+        with offload:
+            return self.student_split.token_states(batch.input_ids, batch.attention_mask, batch.target_mask)
+
+    @torch.no_grad()
+    def teacher_token_states(self, batch: TokenBatch) -> TokenStates:
+        """Return the teacher's states of the target tokens, without graph.
+
+        Raises:
+            ValueError: there is no teacher.
+        """
+        split = self.require_teacher()
+        return split.token_states(batch.input_ids, batch.attention_mask, batch.target_mask)[0]
+
+    def require_teacher(self) -> SplitCausalLM:
+        """Return the teacher as body and head.
+
+        Raises:
+            ValueError: there is no teacher.
+        """
+        if self.teacher_split is None:
+            raise ValueError("there is no teacher to compare with: pass teacher=...")
+        return self.teacher_split
+
+
+def freeze(model: PreTrainedModel) -> PreTrainedModel:
+    """Switch off the gradients and the dropout of a model, in place, and return it."""
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def _load(source: ModelFactory) -> PreTrainedModel:
+    model = source if isinstance(source, PreTrainedModel) else source()
+    fuse_activations(model)
+    return model
+
+
+def _checkpoint_layers(model: PreTrainedModel) -> None:
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable()
+    else:  # its older name
+        model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -1,0 +1,62 @@
+"""Options of the modules, as small frozen dataclasses that are checked when they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import nn
+
+from lightning_minillm.rollout import SamplingConfig
+
+OptimizerFactory = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
+SchedulerFactory = Callable[..., torch.optim.lr_scheduler.LRScheduler]
+TeacherCache = Literal["hidden", "none"]
+TeacherPass = Literal["lockstep", "after"]
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How the student is trained.
+
+    Attributes:
+        optimizer: called with the student's trainable parameters; ``None`` where nothing is trained.
+        scheduler: called with the optimiser, and with ``num_training_steps`` if it takes that; stepped once per
+            optimiser step. ``None`` for a constant rate.
+        dropout: keep the student's dropout in training. ``None``: as is usual for the method, on for given text and off
+            for rollouts, whose log-probabilities were sampled without it.
+        gradient_checkpointing: compute the student's layers again in the backward pass instead of keeping their
+            activations: less memory, about a third more time.
+        activation_offload: keep the activations of the student's layers in CPU memory until the backward pass.
+        compile_backend: backend of ``torch.compile`` for the student's training passes, such as ``"inductor"``;
+            ``None`` runs them uncompiled.
+    """
+
+    optimizer: OptimizerFactory | None = None
+    scheduler: SchedulerFactory | None = None
+    dropout: bool | None = None
+    gradient_checkpointing: bool = False
+    activation_offload: bool = False
+    compile_backend: str | None = None
+
+
+@dataclass(frozen=True)
+class ValidationOptions:
+    """How the student is sampled in validation and test.
+
+    Attributes:
+        sampling: of the student alone (``teacher_mix_alpha`` must be 0).
+        seed: of the sampling noise.
+
+    Raises:
+        ValueError: sampling that mixes in the teacher.
+    """
+
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(teacher_mix_alpha=0.0))
+    seed: int = 10
+
+    def __post_init__(self) -> None:
+        if self.sampling.teacher_mix_alpha != 0:
+            raise ValueError("validation samples the student alone: set teacher_mix_alpha=0 in validation.sampling")

@@ -1,0 +1,59 @@
+"""Letting the student or the teacher of a pair write text."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from lightning_minillm.models.pair import ModelPair
+from lightning_minillm.rollout.sampler import MixtureSampler
+from lightning_minillm.rollout.sampling import SamplingConfig
+from lightning_minillm.types import RolloutBatch
+
+Writer = Literal["student", "teacher"]
+
+
+def sampler_for(
+    pair: ModelPair,
+    config: SamplingConfig,
+    *,
+    writer: Writer = "student",
+    with_teacher: bool = False,
+    keep_teacher_hidden: bool = False,
+) -> MixtureSampler:
+    """Return a sampler of one model of a pair.
+
+    Args:
+        pair: the models, their tokenizer, and how processes wait for each other while sampling.
+        config: sampling options. With ``teacher_mix_alpha`` above 0 the teacher has its share in the student's text.
+        writer: who writes. The teacher writes alone: ``teacher_mix_alpha`` must be 0.
+        with_teacher: let the teacher read along although it has no share, for its log-probabilities.
+        keep_teacher_hidden: also return the teacher's last hidden states on the response; implies ``with_teacher``.
+
+    Raises:
+        ValueError: there is no teacher, or the teacher is to write with ``teacher_mix_alpha`` above 0.
+    """
+    if writer == "teacher":
+        author, reader = pair.require_teacher(), None
+    else:
+        author = pair.student_split
+        reads = with_teacher or keep_teacher_hidden or config.teacher_mix_alpha > 0
+        reader = pair.require_teacher() if reads else None
+    assert pair.tokenizer.eos_token_id is not None  # the pair has checked both
+    assert pair.tokenizer.pad_token_id is not None
+    return MixtureSampler(
+        author,
+        reader,
+        eos_token_ids=pair.tokenizer.eos_token_id,
+        pad_token_id=pair.tokenizer.pad_token_id,
+        config=config,
+        keep_teacher_hidden=keep_teacher_hidden,
+        finish_together=pair.placement.finish_together,
+    )
+
+
+def decode_responses(tokenizer: PreTrainedTokenizerBase, rollouts: RolloutBatch) -> list[str]:
+    """Return the text of every response, without special tokens and surrounding white space."""
+    ids = [row[mask] for row, mask in zip(rollouts.response_ids, rollouts.response_mask, strict=True)]
+    return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
