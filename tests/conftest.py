@@ -13,6 +13,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from lightning_minillm.modules import PretrainingOptions, TrainingOptions, ValidationOptions
+from lightning_minillm.rollout import AdvantageEstimator, RolloutOptions, TeacherOptions
 from lightning_minillm.types import PromptBatch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -226,3 +228,39 @@ def stub_judge(monkeypatch):
         yield server
         server.shutdown()
         thread.join()
+
+
+_GROUPS = {
+    "training": "optimizer scheduler dropout gradient_checkpointing activation_offload compile_backend",
+    "validation": "validation_sampling validation_seed",
+    "rollouts": "sampling num_rollouts ppo_epochs rollout_batch_size source loss_temperature recompute_logprobs seed",
+    "teacher_use": "reading cache offload",
+    "pretraining": "pretraining_loss pretraining_coef",
+    "advantages": "gamma reward_scaling reward_clip return_start length_normalize whiten",
+}
+_RENAMED = {"rollout_batch_size": "batch_size"}
+
+
+def group_options(options, defaults=None):
+    """Sort flat options into the dataclasses that modules take; what is no option stays as it is."""
+    kinds = {
+        "training": TrainingOptions,
+        "validation": ValidationOptions,
+        "rollouts": RolloutOptions,
+        "teacher_use": TeacherOptions,
+        "pretraining": PretrainingOptions,
+        "advantages": AdvantageEstimator,
+    }
+    flat, grouped = {**(defaults or {}), **options}, {}
+    for group, words in _GROUPS.items():
+        given = {name: flat.pop(name) for name in words.split() if name in flat}
+        if given:
+            named = {_RENAMED.get(name, name.removeprefix(f"{group}_")): value for name, value in given.items()}
+            grouped[group] = kinds[group](**named)
+    return {**flat, **grouped}
+
+
+@pytest.fixture(scope="session")
+def options_of():
+    """``options_of(options, defaults=None)``: see :func:`group_options`."""
+    return group_options

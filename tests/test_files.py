@@ -72,11 +72,7 @@ def test_a_cut_line_is_dropped(tmp_path, content, kept):
 def test_a_line_that_is_no_json_is_named(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text('{"a": 1}\nnothing\n')
-<<<<<<< HEAD
     with pytest.raises(ValueError, match=r"line 2 of .*a.jsonl"):
-=======
-    with pytest.raises(ValueError, match="line 2 of"):
->>>>>>> 18b4eda (Let evaluations measure a pair of models, below the modules)
         files.read_json_lines(file)
 
 

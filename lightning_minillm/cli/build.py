@@ -105,15 +105,7 @@ def build_module(config: Config, models: Models) -> CausalLMModule:
         raise ValueError(
             f"{config['module']['_target_']} needs a teacher: teacher=pretrained teacher.path=FOLDER_OR_HUB_NAME"
         )
-    return make(  # type: ignore[no-any-return]
-        student=models.student,
-        tokenizer=models.tokenizer,
-        optimizer=build(config["optimizer"]),
-        scheduler=build(config["scheduler"]) if config["scheduler"] else None,
-        evaluation_sampling=build(config["validation"]["sampling"]),
-        evaluation_seed=config["validation"]["seed"],
-        **teacher,
-    )
+    return make(student=models.student, tokenizer=models.tokenizer, **teacher)  # type: ignore[no-any-return]
 
 
 def _requires(make: Callable[..., Any], name: str) -> bool:
@@ -169,8 +161,8 @@ def announce(config: Config, sizes: BatchSizes) -> None:
         f"{config['max_steps']} optimiser steps of {sizes.batch_size} rows",
         f"({sizes.accumulation} x {sizes.micro_batch_size} on each of {sizes.world_size} device(s))",
     ]
-    rollouts = config["module"].get("num_rollouts")
-    if rollouts:
-        steps = max(1, rollouts // sizes.batch_size) * config["module"]["ppo_epochs"]
+    if "rollouts" in config["module"]:
+        rollouts = config["module"]["rollouts"]["num_rollouts"]
+        steps = max(1, rollouts // sizes.batch_size) * config["module"]["rollouts"]["ppo_epochs"]
         parts.append(f"= {-(-config['max_steps'] // steps)} phases of {rollouts} rollouts, {steps} steps each")
     rank_zero_info(f"{config['name']}: {' '.join(parts)}; results are written to {config['output_dir']}")

@@ -164,9 +164,7 @@ def _module(config: Config, model: NamedModel, teacher: Any) -> EvaluationModule
         "precision": config["trainer"]["precision"],
         "teacher": digest_of(teacher_path) if teacher_path else config["teacher"]["model"],
     }
-    return EvaluationModule(
-        model.load, model.tokenizer, teacher=teacher, evaluation_sampling=build(config["sampling"]), about=about
-    )
+    return EvaluationModule(model.load, model.tokenizer, teacher=teacher, about=about)
 
 
 def _records(folder: Path, model: NamedModel) -> Path:

@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from lightning_minillm.modules import CausalLMModule
 
 KEYS = (
-    "batch_size cache_dir callbacks checkpoint_every ckpt_path data eval_batch_size eval_every eval_first validation"
-    " logger loss max_length max_prompt_length max_steps micro_batch_size module monitor monitor_mode name optimizer"
-    " output_dir resume rollout scheduler seed student teacher trainer"
+    "advantages batch_size cache_dir callbacks checkpoint_every ckpt_path data eval_batch_size eval_every"
+    " eval_first logger loss max_length max_prompt_length max_steps micro_batch_size module monitor"
+    " monitor_mode name optimizer output_dir resume rollout scheduler seed student teacher trainer validation"
 ).split()
 STUDENT_FOLDER = "student"
 # What must not change between the start of a run and its resumption.
-_IDENTITY = "batch_size data loss max_length max_prompt_length module optimizer scheduler seed student teacher".split()
+_IDENTITY = "batch_size data max_length max_prompt_length module seed student teacher".split()
 
 
 def train(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

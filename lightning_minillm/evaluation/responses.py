@@ -19,7 +19,7 @@ from lightning_minillm.evaluation.prompted import PromptedEvaluation
 from lightning_minillm.functional.divergences import reverse_kl
 from lightning_minillm.functional.logprobs import TokenStates, chunk_bounds, target_logprobs
 from lightning_minillm.losses.chunking import tokens_per_chunk
-from lightning_minillm.metrics import DistinctNGrams, ExactMatch, RepeatedNGrams, RougeLByLength, rouge_l
+from lightning_minillm.metrics import DistinctNGrams, RepeatedNGrams, RougeLByLength, normalize, rouge_l
 from lightning_minillm.rollout import decode_responses, sampler_for
 from lightning_minillm.rollout.scoring import rollout_sequences
 
@@ -169,24 +169,24 @@ def summarise_responses(records: Sequence[Record]) -> dict[str, float]:
         records: as :func:`measure_responses` returns them, at least one; with ``reference_tokens`` where Rouge-L by
             length is wanted.
     """
-    exact, buckets, repetition, distinct = ExactMatch(), RougeLByLength(), RepeatedNGrams(), DistinctNGrams()
+    buckets, repetition, distinct = RougeLByLength(), RepeatedNGrams(), DistinctNGrams()
     texts = [record["response"] for record in records]
     for record in records:
         if "reference_tokens" in record:
             buckets.add(record["rougeL"], record["reference_tokens"])
     judged = [record for record in records if record["exact"]]
-    exact.update([record["response"] for record in judged], [record["references"] for record in judged])
-    repetition.update(texts)
-    distinct.update(texts)
+    matches = [normalize(record["response"]) in map(normalize, record["references"]) for record in judged]
     tokens = [record["response_tokens"] for record in records]
     values = {
         "rougeL": sum(record["rougeL"] for record in records) / len(records),
-        "exact_match": exact.compute() if judged else math.nan,
+        "exact_match": 100 * sum(matches) / len(matches) if matches else math.nan,
         "response_length": sum(tokens) / len(tokens),
-        "repetition": repetition.compute(),
-        "dist4": distinct.compute(),
-        **{f"rougeL_{name}": value for name, value in buckets.compute().items()},
     }
+    if "reference_tokens" in records[0]:  # of an evaluation, on one rank
+        repetition.update(texts)
+        distinct.update(texts)
+        values |= {"repetition": repetition.compute(), "dist4": distinct.compute()}
+        values |= {f"rougeL_{name}": value for name, value in buckets.compute().items()}
     if "reverse_kl" in records[0]:
         values["reverse_kl"] = sum(record["reverse_kl"] for record in records) / sum(tokens)
     if any("reference_loss" in record for record in records):

@@ -5,42 +5,31 @@ Legend: B rows, T response tokens, N valid response tokens.
 
 from __future__ import annotations
 
-from typing import get_args
-
 import torch
-from torch import Tensor
 
 from lightning_minillm.functional.divergences import entropy
 from lightning_minillm.functional.kl_estimators import k3
 from lightning_minillm.functional.logprobs import gather_logprobs
 from lightning_minillm.functional.policy_gradient import clipped_surrogate
 from lightning_minillm.functional.policy_terms import policy_terms
-from lightning_minillm.functional.returns import ReturnStart, Whitening, discounted_returns, token_rewards
 from lightning_minillm.losses.base import DEFAULT_CHUNK_SIZE, TokenLoss
 from lightning_minillm.losses.chunking import ChunkSize
-from lightning_minillm.types import RolloutBatch, TokenSignals, TokenValues
+from lightning_minillm.types import TokenSignals, TokenValues
 
 
 class MiniLLMLoss(TokenLoss):
     """Clipped policy gradient of the reverse KL, plus its exact single-step term.
 
-    The defaults are the official code's, from which the published numbers come (``loss=minillm_official``).
-    ``loss=minillm_paper`` follows the paper's text: ``gamma=1, return_start="next", whiten="none",
-    reward_scaling=None, reward_clip=None, weight_single_step=True``.
+    Rewards and returns come from an :class:`~lightning_minillm.rollout.AdvantageEstimator`. The defaults are the
+    official code's, from which the published numbers come (``loss=minillm_official``); the paper's text
+    (``loss=minillm_paper``) has ``weight_single_step=True``.
 
     Args:
         clip_range: eps of the clipped surrogate, positive.
-        gamma: discount in [0, 1].
-        reward_scaling: the reward is divided by it; ``None`` for 1.
-        reward_clip: the scaled reward is clipped to +-reward_clip; ``None`` or 0 for none.
-        return_start: ``"current"`` (official) or ``"next"`` (paper).
-        length_normalize: divide the return by the tokens left (paper, eq. 6). The official code always does.
-        whiten: ``"none"`` (paper), ``"response"`` (statistics over response tokens) or ``"all"`` (official: padded
-            positions count as 0).
         single_step: add KL(q_now || p) of every prefix, exact over the vocabulary (paper, eq. 5).
         weight_single_step: weight the single-step term by w_t (paper) or not (official).
         pg_coef: weight of the policy-gradient term, at least 0 (1 in the paper).
-        chunk_size: see :class:`TokenLoss`.
+        chunk_size: tokens that are projected at a time; ``"auto"`` chooses by the size of the vocabulary.
 
     Raises:
         ValueError: an option outside its range.
@@ -51,12 +40,6 @@ class MiniLLMLoss(TokenLoss):
     def __init__(
         self,
         clip_range: float = 0.2,
-        gamma: float = 0.95,
-        reward_scaling: float | None = 0.5,
-        reward_clip: float | None = 100.0,
-        return_start: ReturnStart = "current",
-        length_normalize: bool = True,
-        whiten: Whitening = "all",
         single_step: bool = True,
         weight_single_step: bool = False,
         pg_coef: float = 1.0,
@@ -65,25 +48,9 @@ class MiniLLMLoss(TokenLoss):
         super().__init__(chunk_size)
         if clip_range <= 0:
             raise ValueError(f"clip_range must be positive, got {clip_range}")
-        if not 0 <= gamma <= 1:
-            raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
-        if reward_scaling is not None and reward_scaling <= 0:
-            raise ValueError(f"reward_scaling must be positive or null, got {reward_scaling}")
-        if reward_clip is not None and reward_clip < 0:
-            raise ValueError(f"reward_clip must be positive, or 0 or null for none, got {reward_clip}")
-        if return_start not in get_args(ReturnStart):
-            raise ValueError(f"return_start must be one of {get_args(ReturnStart)}, got {return_start!r}")
-        if whiten not in get_args(Whitening):
-            raise ValueError(f"whiten must be one of {get_args(Whitening)}, got {whiten!r}")
         if pg_coef < 0 or (pg_coef == 0 and not single_step):
             raise ValueError(f"pg_coef must be at least 0, and positive without single_step; got {pg_coef}")
         self.clip_range = clip_range
-        self.gamma = gamma
-        self.reward_scaling = reward_scaling
-        self.reward_clip = reward_clip
-        self.return_start: ReturnStart = return_start
-        self.length_normalize = length_normalize
-        self.whiten: Whitening = whiten
         self.single_step = single_step
         self.weight_single_step = weight_single_step
         self.pg_coef = pg_coef
@@ -92,26 +59,6 @@ class MiniLLMLoss(TokenLoss):
     def reads_teacher(self) -> bool:
         """Only the single-step term reads the teacher's logits; the rewards come with the rollouts."""
         return self.single_step
-
-    @torch.no_grad()
-    def rewards(self, rollouts: RolloutBatch) -> Tensor:
-        """Return the scaled and clipped token rewards ``[B, T]``; 0 where masked."""
-        if rollouts.reward_logprobs is None:
-            raise ValueError("the rollouts carry no teacher log-probabilities: sample them with a teacher")
-        return token_rewards(
-            rollouts.reward_logprobs,
-            rollouts.student_logprobs,
-            rollouts.response_mask,
-            self.reward_scaling,
-            self.reward_clip,
-        )
-
-    @torch.no_grad()
-    def returns(self, rollouts: RolloutBatch) -> Tensor:
-        """Return the advantages before whitening ``[B, T]``; 0 where masked."""
-        return discounted_returns(
-            self.rewards(rollouts), rollouts.response_mask, self.gamma, self.return_start, self.length_normalize
-        )
 
     def token_values(self, signals: TokenSignals) -> TokenValues:
         """Return pg_coef x clipped surrogate + single-step reverse KL of each token."""

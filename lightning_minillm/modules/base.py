@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 from lightning import LightningModule
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lightning_minillm.checkpoints.micro_batches import ACCUMULATION_KEY, rescale_progress
+from lightning_minillm.checkpoints.weights import check_architecture
 from lightning_minillm.distributed.placement import ModelPlacement, placement_of
-from lightning_minillm.evaluation.responses import ResponseRecord
+from lightning_minillm.evaluation.base import Record
+from lightning_minillm.evaluation.responses import measure_responses, summarise_responses
+from lightning_minillm.losses import TokenLoss
 from lightning_minillm.models import ModelFactory, ModelPair, disable_dropout
+from lightning_minillm.models.export import save_pretrained
 from lightning_minillm.modules.options import TrainingOptions, ValidationOptions
-from lightning_minillm.types import TrainingData
+from lightning_minillm.rollout import decode_responses, sampler_for
+from lightning_minillm.types import DeviceMovable, EvaluationBatch, LossOutput, TokenBatch, TrainingData
+
+_MEASURED = ("loss", "rougeL", "exact_match", "response_length", "reverse_kl")
+
+
+@runtime_checkable
+class AccumulatingLoader(Protocol):
+    """A train loader that knows how many of its micro-batches make an optimiser step."""
+
+    accumulation: int
 
 
 class CausalLMModule(LightningModule):
@@ -49,7 +67,7 @@ class CausalLMModule(LightningModule):
         # in a tuple: a model that was given as such must not become a submodule
         self._factories = (student, teacher)
         self._pair: ModelPair | None = None
-        self.samples: list[ResponseRecord] = []
+        self.samples: list[Record] = []
         """Records of the last validation or test on this rank, one per row; see ``evaluation.responses``."""
         self.shows_teacher = False
         """Whether the samples of the first batch also hold the teacher's response; a callback asks for it."""
@@ -120,7 +138,7 @@ class CausalLMModule(LightningModule):
 
     # --- training ---------------------------------------------------------------------------------------------------
 
-    def build_train_loader(self, data: TrainingData) -> Iterable[Any]:
+    def build_train_loader(self, data: TrainingData) -> Iterable[DeviceMovable]:
         """Return what the module trains on, from what the data module has: its pairs.
 
         Args:
@@ -140,3 +158,150 @@ class CausalLMModule(LightningModule):
                 f"a batch comes in {loader.accumulation} micro-batches and the trainer steps after"
                 f" {self.trainer.accumulate_grad_batches}: set Trainer(accumulate_grad_batches={loader.accumulation})"
             )
+
+    def configure_optimizers(self) -> Any:
+        """Make the optimiser and its schedule.
+
+        Raises:
+            ValueError: there is no optimizer in the training options.
+        """
+        options = self.training_options
+        if options.optimizer is None:
+            raise ValueError(
+                f"{type(self).__name__} has no optimizer to train with: pass training=TrainingOptions(optimizer=...)"
+            )
+        optimizer = options.optimizer(p for p in self.pair.student.parameters() if p.requires_grad)
+        if options.scheduler is None:
+            return optimizer
+        takes_steps = "num_training_steps" in inspect.signature(options.scheduler).parameters
+        steps = {"num_training_steps": int(self.trainer.estimated_stepping_batches)} if takes_steps else {}
+        scheduler = options.scheduler(optimizer, **steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer is told to; by the norm over all processes where gradients are sharded."""
+        by_norm = gradient_clip_val is not None and gradient_clip_val > 0 and gradient_clip_algorithm in (None, "norm")
+        if by_norm and self.placement.shards_models:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            self.placement.clip_gradients(parameters, float(gradient_clip_val or 0))
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def apply_loss(self, loss: TokenLoss, batch: TokenBatch) -> LossOutput:
+        """Return a loss that needs no inputs of its own on a batch of sequences."""
+        states, target_ids = self.pair.token_states(batch)
+        teacher = self.pair.teacher_token_states(batch) if loss.reads_teacher else None
+        output: LossOutput = loss(states, target_ids, teacher, normalizer=batch.normalizer)
+        return output
+
+    def finish_step(self, output: LossOutput, indices: Tensor) -> Tensor:
+        """Check and log the loss of one micro-batch, and return it.
+
+        Args:
+            output: the loss, logged as ``train/loss``, and its parts, logged as ``train/...``, averaged over ranks.
+            indices: ``[B]``, the batch's rows in the training data.
+
+        Raises:
+            FloatingPointError: the loss is not finite; the message names the rows.
+        """
+        if not math.isfinite(output.loss.item()):
+            raise FloatingPointError(
+                f"the loss is {output.loss.item()} at step {self.global_step}, on the rows {indices.tolist()} of the"
+                " training data. The last checkpoint is from before; try a smaller learning rate, gradient clipping or"
+                " float32"
+            )
+        self.log("train/loss", output.loss.detach(), prog_bar=True, batch_size=len(indices), sync_dist=True)
+        parts = {f"train/{name}": part for name, part in output.parts.items()}
+        self.log_dict(parts, batch_size=len(indices), sync_dist=True)
+        return output.loss
+
+    # --- validation and test ----------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
+        """Measure one batch; see :meth:`measure`."""
+        self.measure(batch, with_teacher=self.shows_teacher and batch_idx == 0)
+
+    def test_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
+        """Measure one batch; see :meth:`measure`."""
+        self.measure(batch, with_teacher=self.shows_teacher and batch_idx == 0)
+
+    @torch.no_grad()
+    def measure(self, batch: EvaluationBatch, with_teacher: bool = False) -> None:
+        """Sample a response to every prompt and append a record of each row to :attr:`samples`.
+
+        Args:
+            batch: B rows; the measurements are those of ``evaluation.responses.measure_responses``.
+            with_teacher: also keep the teacher's responses, which are sampled once.
+        """
+        options = self.validation_options
+        records = measure_responses(self.pair, batch, options.sampling, options.seed)
+        if with_teacher and self.teacher is not None:
+            for record, text in zip(records, self._responses_of_teacher(batch), strict=True):
+                record["teacher"] = text
+        self.samples += records
+
+    def _responses_of_teacher(self, batch: EvaluationBatch) -> list[str]:
+        """Return the teacher's responses, under the same noise as the student's; kept until other prompts come."""
+        if batch.prompt_texts not in self._teacher_responses:
+            options = self.validation_options
+            rollouts = sampler_for(self.pair, options.sampling, writer="teacher").sample(
+                batch.prompts, seed=options.seed
+            )
+            self._teacher_responses = {batch.prompt_texts: decode_responses(self.tokenizer, rollouts)}
+        return self._teacher_responses[batch.prompt_texts]
+
+    def on_validation_epoch_start(self) -> None:
+        """Start a new validation."""
+        self.samples = []
+
+    def on_test_epoch_start(self) -> None:
+        """Start a new test."""
+        self.samples = []
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val/...``."""
+        self._log_measurements("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log ``test/...``."""
+        self._log_measurements("test")
+
+    def _log_measurements(self, stage: str) -> dict[str, float]:
+        """Log and return what was measured on all ranks; a metric that no row has is left out."""
+        records = [record for rank in self.placement.gather_over_data(self.samples) for record in rank]
+        if not records:
+            return {}
+        summary = summarise_responses(records)
+        values = {name: summary[name] for name in _MEASURED if not math.isnan(summary.get(name, math.nan))}
+        for name, value in values.items():
+            self.log(f"{stage}/{name}", value, prog_bar=name in ("rougeL", "loss"), sync_dist=True)
+        return values
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note the micro-batches of an optimiser step, which differ with the number of devices."""
+        checkpoint[ACCUMULATION_KEY] = self.trainer.accumulate_grad_batches
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of a different architecture before anything is overwritten.
+
+        Raises:
+            ValueError: names or shapes of the weights differ.
+        """
+        if self._trainer is not None:
+            rescale_progress(checkpoint, self.trainer.accumulate_grad_batches)
+        if "state_dict" in checkpoint:  # a sharding strategy has checked and loaded the weights by itself
+            own, theirs = self.state_dict(), checkpoint["state_dict"]
+            check_architecture(
+                *({name: tuple(value.shape) for name, value in state.items()} for state in (own, theirs))
+            )
+
+    def export(self, folder: str) -> None:
+        """Write the student and the tokenizer as a Hugging Face folder; all ranks of a sharded student take part."""
+        save_pretrained(self.pair.student, folder, self.tokenizer)

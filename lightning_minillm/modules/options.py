@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import nn
 
+from lightning_minillm.losses import TokenLoss
 from lightning_minillm.rollout import SamplingConfig
 
 OptimizerFactory = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 SchedulerFactory = Callable[..., torch.optim.lr_scheduler.LRScheduler]
-TeacherCache = Literal["hidden", "none"]
-TeacherPass = Literal["lockstep", "after"]
 
 
 @dataclass(frozen=True)
@@ -60,3 +58,23 @@ class ValidationOptions:
     def __post_init__(self) -> None:
         if self.sampling.teacher_mix_alpha != 0:
             raise ValueError("validation samples the student alone: set teacher_mix_alpha=0 in validation.sampling")
+
+
+@dataclass(frozen=True)
+class PretrainingOptions:
+    """The pretraining loss: on the data module's stream of plain text (or of its training pairs), beside the rollouts.
+
+    Attributes:
+        loss: on the target tokens of the stream.
+        coef: weight of that loss, at least 0; used if the data module has such a stream.
+
+    Raises:
+        ValueError: a negative weight.
+    """
+
+    loss: TokenLoss
+    coef: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.coef < 0:
+            raise ValueError(f"the weight of the pretraining loss must be at least 0, got {self.coef}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lightning_minillm.losses import KDLoss, LanguageModelingLoss, TokenLoss
-from lightning_minillm.modules.base import CausalLMModule, ModelSource
+from lightning_minillm.models import ModelFactory
+from lightning_minillm.modules.base import CausalLMModule
+from lightning_minillm.modules.options import TrainingOptions, ValidationOptions
 from lightning_minillm.types import TokenBatch
 
 
@@ -16,44 +16,57 @@ class SFTModule(CausalLMModule):
     """Supervised fine-tuning; on a teacher's responses it is SeqKD (Kim and Rush, arXiv 1606.07947).
 
     Args:
-        student: see :class:`CausalLMModule`.
-        tokenizer: see :class:`CausalLMModule`.
+        student: a transformers causal LM, or a function that loads one.
+        tokenizer: of student and teacher.
         loss: a loss on the target tokens; next-token cross-entropy by default.
-        kwargs: of :class:`CausalLMModule`. A teacher, if given, only measures ``val/reverse_kl``.
-    """
-
-    def __init__(
-        self, student: ModelSource, tokenizer: PreTrainedTokenizerBase, *, loss: TokenLoss | None = None, **kwargs: Any
-    ) -> None:
-        super().__init__(student, tokenizer, **kwargs)
-        self.loss = loss or LanguageModelingLoss()
-
-    def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
-        """Return the loss of one micro-batch."""
-        output = self.apply_loss(self.loss, batch)
-        self.check_finite(output.loss, batch.indices)
-        self.log_training(output, len(batch.indices))
-        return output.loss
-
-
-class KDModule(SFTModule):
-    """Word-level knowledge distillation on given text: (1 - kd_ratio) LM loss + kd_ratio divergence.
-
-    Args:
-        student: see :class:`CausalLMModule`.
-        tokenizer: see :class:`CausalLMModule`.
-        teacher: see :class:`CausalLMModule`; required.
-        loss: any loss; ``KDLoss(0.5)`` by default, the official baseline.
-        kwargs: of :class:`CausalLMModule`.
+        teacher: only measures ``val/reverse_kl``, unless the loss reads it; ``None`` for none.
+        training: how the student is trained.
+        validation: how the student is sampled in validation and test.
     """
 
     def __init__(
         self,
-        student: ModelSource,
+        student: ModelFactory,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        teacher: ModelSource,
         loss: TokenLoss | None = None,
-        **kwargs: Any,
+        teacher: ModelFactory | None = None,
+        training: TrainingOptions | None = None,
+        validation: ValidationOptions | None = None,
     ) -> None:
-        super().__init__(student, tokenizer, teacher=teacher, loss=loss or KDLoss(0.5), **kwargs)
+        super().__init__(student, tokenizer, teacher=teacher, training=training, validation=validation)
+        self.loss = loss or LanguageModelingLoss()
+
+    def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
+        """Return the loss of one micro-batch."""
+        return self.finish_step(self.apply_loss(self.loss, batch), batch.indices)
+
+
+class KDModule(CausalLMModule):
+    """Word-level knowledge distillation on given text: (1 - kd_ratio) LM loss + kd_ratio divergence.
+
+    Args:
+        student: a transformers causal LM, or a function that loads one.
+        tokenizer: of student and teacher.
+        teacher: a model or a function, as for ``student``.
+        loss: any loss without inputs of its own; ``KDLoss(0.5)`` by default, the official baseline.
+        training: how the student is trained.
+        validation: how the student is sampled in validation and test.
+    """
+
+    def __init__(
+        self,
+        student: ModelFactory,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        teacher: ModelFactory,
+        loss: TokenLoss | None = None,
+        training: TrainingOptions | None = None,
+        validation: ValidationOptions | None = None,
+    ) -> None:
+        super().__init__(student, tokenizer, teacher=teacher, training=training, validation=validation)
+        self.loss = loss or KDLoss(0.5)
+
+    def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
+        """Return the loss of one micro-batch."""
+        return self.finish_step(self.apply_loss(self.loss, batch), batch.indices)

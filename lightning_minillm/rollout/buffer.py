@@ -1,10 +1,10 @@
 """The rollouts of one phase, served as shuffled micro-batches ``ppo_epochs`` times.
 
 The buffer is the train loader of a phase, that is of one Lightning epoch: sized, so that Lightning fetches nothing
-early, and stateful, so that a run can go on from the middle of a phase.
+early, and stateful, so that a run can resume in the middle of a phase.
 
 Which rows share an optimiser step does not depend on the number of ranks. Think of the phase as ``batch_size`` lanes:
-rollout g stands in lane ``g % batch_size``. Every optimiser step takes one rollout of each lane, a pass over the buffer
+rollout g is in lane ``g % batch_size``. Every optimiser step takes one rollout of each lane, a pass over the buffer
 shuffles each lane by itself, and rank r owns the lanes ``r, r + ranks, ...``.
 
 Legend: N rollouts of a phase, n rows of a rank, T response tokens, S optimiser steps of a phase.
@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lightning_minillm.batch_sizes import BatchSizes, divide, rescale_position
+from lightning_minillm.data.batches import shuffle_seed
+from lightning_minillm.distributed.placement import ModelPlacement, OneCopy
 from lightning_minillm.functional.returns import Whitening, whiten, whitening_sums
 from lightning_minillm.rollout.batching import concatenate_rollouts, select_rollouts
 from lightning_minillm.types import PolicyBatch, RolloutBatch, TokenBatch
 
-Reduce = Callable[[Tensor], Tensor]
-Gather = Callable[[Any], list[Any]]
 _OPTIONAL = {"teacher_logprobs": None, "reward_logprobs": None, "teacher_hidden": None}
 
 
@@ -42,7 +43,7 @@ def lane_schedule(num_rollouts: int, batch_size: int, ppo_epochs: int, seed: int
     Returns:
         ``[S, batch_size]`` int64, S = ppo_epochs N / batch_size; each pass uses every rollout once.
     """
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + phase) % (2**63))
+    generator = torch.Generator().manual_seed(shuffle_seed(seed, phase))
     steps = num_rollouts // batch_size
     lanes = torch.arange(batch_size)
     passes = [
@@ -55,18 +56,14 @@ class RolloutBuffer:
     """Holds one phase of rollouts of one rank and serves :class:`PolicyBatch` micro-batches.
 
     Args:
-        num_rollouts: N, rollouts of a phase over all ranks; a multiple of ``batch_size``.
-        batch_size: rollouts of an optimiser step over all ranks and micro-batches.
-        micro_batch_size: rows of one forward pass on one rank; must divide ``batch_size / world_size``.
+        num_rollouts: N, rollouts of a phase over all ranks; a multiple of the batch size.
+        sizes: rollouts of an optimiser step, of a forward pass on one rank, and the number of ranks.
         ppo_epochs: passes over each phase, at least 1.
-        max_response_length: columns that ``whiten="all"`` counts for a row.
-        whiten: see :class:`~lightning_minillm.losses.MiniLLMLoss`.
+        max_response_length: columns that ``whiten="all"`` counts per row.
+        whiten: how advantages are whitened; see :class:`~lightning_minillm.rollout.AdvantageEstimator`.
         seed: of the shuffling.
-        rank: of this process.
-        world_size: number of ranks.
+        placement: gives the rank, and sums and gathers over ranks; one process by default.
         lm_batch: returns the i-th micro-batch of the pretraining stream; ``None`` for none.
-        reduce: sums a tensor over ranks.
-        gather: collects an object from all ranks, in the order of ranks.
 
     Raises:
         ValueError: sizes that do not divide, with the nearest that do.
@@ -74,47 +71,38 @@ class RolloutBuffer:
 
     def __init__(
         self,
-        *,
         num_rollouts: int,
-        batch_size: int,
-        micro_batch_size: int,
+        sizes: BatchSizes,
+        *,
         ppo_epochs: int,
         max_response_length: int,
         whiten: Whitening,
         seed: int,
-        rank: int = 0,
-        world_size: int = 1,
+        placement: ModelPlacement | None = None,
         lm_batch: Callable[[int], TokenBatch] | None = None,
-        reduce: Reduce = lambda tensor: tensor,
-        gather: Gather = lambda value: [value],
     ) -> None:
-        _check_divides("num_rollouts", num_rollouts, batch_size, "batch_size")
-        _check_divides("batch_size", batch_size, micro_batch_size * world_size, "micro_batch_size x ranks")
+        divide(num_rollouts, sizes.batch_size, "num_rollouts", "batch_size")
         if ppo_epochs < 1:
             raise ValueError(f"ppo_epochs must be at least 1, got {ppo_epochs}")
         self.num_rollouts = num_rollouts
-        self.batch_size = batch_size
-        self.micro_batch_size = micro_batch_size
+        self.sizes = sizes
+        self.batch_size = sizes.batch_size
+        self.micro_batch_size = sizes.micro_batch_size
+        self.world_size = sizes.world_size
+        self.accumulation = sizes.accumulation
         self.ppo_epochs = ppo_epochs
         self.max_response_length = max_response_length
         self.whiten: Whitening = whiten
         self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
+        self.placement = placement or OneCopy()
+        self.rank = self.placement.data_rank
         self.lm_batch = lm_batch
-        self._reduce = reduce
-        self._gather = gather
         self._position = 0
         self._phase = -1
         self._rollouts: RolloutBatch | None = None
         self._returns = self._weights = torch.zeros(0)
         self._schedule = torch.zeros(0, 0, dtype=torch.int64)
         self._sums = self._counts = torch.zeros(0)
-
-    @property
-    def accumulation(self) -> int:
-        """Micro-batches of an optimiser step on each rank."""
-        return self.batch_size // (self.micro_batch_size * self.world_size)
 
     @property
     def num_steps(self) -> int:
@@ -149,7 +137,7 @@ class RolloutBuffer:
             phase: number of the phase; together with ``seed`` it decides the order.
 
         Raises:
-            ValueError: another number of rows than this rank's share.
+            ValueError: the number of rows is not this rank's share.
         """
         expected = self.num_rollouts // self.world_size
         if len(rollouts) != expected:
@@ -164,7 +152,7 @@ class RolloutBuffer:
         self._measure_steps(rollouts)
 
     def __iter__(self) -> Iterator[PolicyBatch]:
-        """Yield the rest of the phase; a buffer that was restored goes on where it was."""
+        """Yield the rest of the phase; a restored buffer continues where it was."""
         if self._rollouts is None:
             raise RuntimeError("the rollout buffer is empty: rollouts are collected in on_train_epoch_start")
         while self._position < len(self):
@@ -179,8 +167,8 @@ class RolloutBuffer:
         for rows in self._schedule.to(mask.device):
             counts.append(mask[rows].sum())
             sums.append(whitening_sums(self._returns[rows], mask[rows], self.whiten, self.max_response_length))
-        self._sums = self._reduce(torch.stack(sums))
-        self._counts = self._reduce(torch.stack(counts).double())
+        self._sums = self.placement.sum_over_data(torch.stack(sums))
+        self._counts = self.placement.sum_over_data(torch.stack(counts).double())
 
     def _batch(self, position: int) -> PolicyBatch:
         assert self._rollouts is not None
@@ -208,32 +196,26 @@ class RolloutBuffer:
         values = {field.name: getattr(self._rollouts, field.name) for field in fields(self._rollouts)}
         local = {name: value.cpu() for name, value in values.items() if value is not None}
         local |= {"returns": self._returns.cpu(), "importance_weights": self._weights.cpu()}
-        state["ranks"] = self._gather(local)
+        state["ranks"] = self.placement.gather_over_data(local)
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave, on any number of ranks: the rollouts are dealt anew.
+        """Restore what :meth:`state_dict` gave, on any number of ranks: the rollouts are dealt again.
 
         Raises:
-            ValueError: the state is of phases or batches of another size, or stands inside an optimiser step that
-                other ranks would cut differently.
+            ValueError: phases or batches have a different size, or the position is inside an optimiser step that has
+                other micro-batches here.
         """
         self._phase, self._position = state["phase"], 0
         if "ranks" not in state:
             return
-        before = state.get("accumulation", self.accumulation)
-        step, micro = divmod(state["position"], before)
-        if micro and before != self.accumulation:
-            raise ValueError(
-                f"the checkpoint stands after {micro} of {before} micro-batches of a step, and here a step has"
-                f" {self.accumulation}: resume on {len(state['ranks'])} rank(s) with the same micro_batch_size"
-            )
+        position = rescale_position(state["position"], state["accumulation"], self.accumulation)
         rollouts, returns, weights = self._dealt(state["ranks"])
         self.fill(rollouts, returns, weights, state["phase"])
-        self._position = step * self.accumulation + micro
+        self._position = position
 
     def _dealt(self, ranks: list[dict[str, Tensor]]) -> tuple[RolloutBatch, Tensor, Tensor]:
-        """Return this rank's rows of what other ranks, maybe another number of them, held."""
+        """Return this rank's rows of what a possibly different number of ranks held."""
         lanes = self.batch_size // len(ranks) * len(ranks) == self.batch_size
         if not lanes or sum(len(columns["returns"]) for columns in ranks) != self.num_rollouts:
             raise ValueError(
@@ -258,12 +240,3 @@ class RolloutBuffer:
         rollouts = select_rollouts(rollouts, mine)
         width = rollouts.response_ids.shape[1]
         return rollouts, joined["returns"][mine, :width], joined["importance_weights"][mine, :width]
-
-
-def _check_divides(name: str, value: int, divisor: int, divisor_name: str) -> None:
-    if divisor < 1:
-        raise ValueError(f"{divisor_name} must be at least 1, got {divisor}")
-    if value < 1 or value % divisor:
-        below, above = value // divisor * divisor, (value // divisor + 1) * divisor
-        nearest = above if below < 1 else f"{below} or {above}"
-        raise ValueError(f"{name}={value} is not a multiple of {divisor_name}={divisor}; the nearest is {nearest}")

@@ -1,14 +1,26 @@
-"""Collecting the rollouts of one phase."""
+"""Collecting the text of one phase.
+
+Legend: B rows of a rank, N rows of a phase over all ranks.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 
+from lightning_minillm.data.batches import ShuffledStream
+from lightning_minillm.models.pair import ModelPair
 from lightning_minillm.rollout.batching import concatenate_rollouts, select_prompts, select_rollouts
+from lightning_minillm.rollout.buffer import RolloutBuffer
+from lightning_minillm.rollout.options import RolloutOptions, TeacherReading
 from lightning_minillm.rollout.sampler import MixtureSampler
-from lightning_minillm.types import PromptBatch, RolloutBatch
+from lightning_minillm.rollout.scoring import add_teacher, given_responses, recompute_student
+from lightning_minillm.rollout.sources import TextRequest
+from lightning_minillm.rollout.writing import Writer, sampler_for
+from lightning_minillm.types import PromptBatch, PromptSet, RolloutBatch
 
 ProgressListener = Callable[[int, int], None]
 
@@ -49,3 +61,131 @@ def collect_rollouts(
             listener(done, len(order))
     joined = concatenate_rollouts(batches, sampler.pad_token_id)
     return select_rollouts(joined, torch.empty_like(order).scatter_(0, order, torch.arange(len(order)).to(order)))
+
+
+class PhaseShare:
+    """Which prompts the phases of a run respond to, and this rank's share of them.
+
+    Args:
+        train_set: the prompts, with their references.
+        buffer: of this rank; gives the sizes, the seed and the rank.
+    """
+
+    def __init__(self, train_set: PromptSet, buffer: RolloutBuffer) -> None:
+        self.train_set = train_set
+        self.buffer = buffer
+        self._order = ShuffledStream(len(train_set), buffer.seed)
+
+    def prompts(self, phase: int) -> PromptBatch:
+        """Return this rank's prompts of a phase."""
+        rows = self._order.indices(phase * self.buffer.num_rollouts, self.buffer.num_rollouts)
+        return self.train_set.prompt_batch(rows[self.buffer.local_rows()])
+
+    def references(self, prompts: PromptBatch) -> RolloutBatch:
+        """Return the data set's responses to prompts."""
+        tokens = self.train_set.token_batch(prompts.indices.cpu(), normalizer=1.0)
+        return given_responses(prompts, tokens.to(prompts.input_ids.device))
+
+    def gather(self, text: RolloutBatch) -> RolloutBatch:
+        """Return the N rows of all ranks, of which each gives its B; all ranks take part."""
+        parts = self.buffer.placement.gather_over_data((self.buffer.local_rows(), text))
+        joined = concatenate_rollouts([part for _, part in parts], pad_token_id=0)
+        return select_rollouts(joined, torch.cat([rows for rows, _ in parts]).argsort())
+
+
+class TextCollector:
+    """Collects the text of a phase from its source, with what the loss and the advantages need of the teacher.
+
+    Args:
+        pair: student and teacher.
+        options: whose text, and how it is sampled.
+        reading: when the teacher reads the student's text; see ``TeacherOptions.reading``.
+        needs_rewards: whether the text has to carry the teacher's log-probabilities.
+        keeps_hidden: whether it has to carry the teacher's last hidden states.
+        listeners: called with (rows sampled, rows to sample) after every batch of the sampler.
+    """
+
+    def __init__(
+        self,
+        pair: ModelPair,
+        options: RolloutOptions,
+        reading: TeacherReading = "auto",
+        *,
+        needs_rewards: bool,
+        keeps_hidden: bool,
+        listeners: Sequence[ProgressListener] = (),
+    ) -> None:
+        self.pair = pair
+        self.options = options
+        self.needs_rewards = needs_rewards
+        self.keeps_hidden = keeps_hidden
+        self.listeners = listeners
+        mixes = options.sampling.teacher_mix_alpha > 0
+        self.reads_along = {"auto": needs_rewards or mixes, "lockstep": True, "after": False}[reading]
+
+    def collect(
+        self, prompts: PromptBatch, phase: int, share: PhaseShare | None = None, progress: float = 0.0
+    ) -> RolloutBatch:
+        """Return a response to every prompt.
+
+        Args:
+            prompts: B left-padded prompts on the pair's device.
+            phase: number of the phase; with the seed and each prompt's row it decides the noise and whose turn it is.
+            share: this rank's share of the phase; ``None`` for one rank and a source without references.
+            progress: share of the training that is done, in [0, 1].
+        """
+        options = self.options
+        text = options.source.text(self._request(prompts, phase, share, progress))
+        if not options.source.is_on_policy:  # text of an earlier phase comes with what was true then
+            text = replace(text, teacher_logprobs=None, reward_logprobs=None, teacher_hidden=None)
+        lacks_rewards = self.needs_rewards and text.reward_logprobs is None
+        if lacks_rewards or (self.keeps_hidden and text.teacher_hidden is None):
+            teacher = self.pair.require_teacher()
+            text = add_teacher(text, teacher, options.sampling, options.batch_size, self.keeps_hidden)
+        if options.recompute_logprobs:
+            text = recompute_student(text, self.pair.student_split, options.sampling, options.batch_size)
+        return text
+
+    def _request(self, prompts: PromptBatch, phase: int, share: PhaseShare | None, progress: float) -> TextRequest:
+        request = TextRequest(
+            prompts=prompts,
+            phase=phase,
+            progress=progress,
+            seed=self.options.seed,
+            reference=_no_references,
+            student=partial(self._sample, phase, "student"),
+            teacher=partial(self._sample, phase, "teacher"),
+        )
+        if share is None:
+            return request
+        return replace(
+            request,
+            reference=share.references,
+            rows=share.buffer.local_rows(),
+            num_rows=share.buffer.num_rollouts,
+            gather=share.gather,
+        )
+
+    def _sample(self, phase: int, writer: Writer, prompts: PromptBatch) -> RolloutBatch:
+        options = self.options
+        if writer == "teacher":
+            sampler = sampler_for(self.pair, replace(options.sampling, teacher_mix_alpha=0.0), writer="teacher")
+        else:
+            sampler = sampler_for(
+                self.pair,
+                options.sampling,
+                with_teacher=self.reads_along,
+                keep_teacher_hidden=self.reads_along and self.keeps_hidden,
+            )
+        return collect_rollouts(
+            sampler,
+            prompts,
+            seed=options.seed,
+            phase=phase,
+            batch_size=options.batch_size,
+            listeners=self.listeners,
+        )
+
+
+def _no_references(prompts: PromptBatch) -> RolloutBatch:
+    raise ValueError("the text source asks for references, and there is no data set here: pass share=PhaseShare(...)")

@@ -5,6 +5,7 @@ Legend: B rows, P prompt tokens, T response tokens, N valid response tokens.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -15,7 +16,10 @@ from lightning_minillm.functional.sampling import mixture_logprobs
 from lightning_minillm.models.split import SplitCausalLM
 from lightning_minillm.rollout.batching import select_rollouts
 from lightning_minillm.rollout.sampling import SamplingConfig
-from lightning_minillm.types import PromptBatch, RolloutBatch, TokenBatch
+from lightning_minillm.types import PolicyBatch, PromptBatch, RolloutBatch, TokenBatch
+
+POLICY_INPUTS = ("old_logprobs", "advantages", "importance_weights")
+"""Per-token inputs that a loss on rollouts may read: log q, the whitened advantage, and w = q / mu when sampled."""
 
 
 def rollout_sequences(rollouts: RolloutBatch, normalizer: float = 1.0) -> TokenBatch:
@@ -69,6 +73,57 @@ def response_states(model: SplitCausalLM, rollouts: RolloutBatch) -> TokenStates
     batch = rollout_sequences(rollouts)
     states, _ = model.token_states(batch.input_ids, batch.attention_mask, batch.target_mask)
     return states
+
+
+def response_tokens(rollouts: RolloutBatch, values: Tensor) -> Tensor:
+    """Return the values of the N response tokens, in the order of :func:`response_states`.
+
+    Args:
+        rollouts: B rows.
+        values: ``[B, T, ...]``, of which masked places are dropped.
+
+    Returns:
+        ``[N, ...]``.
+    """
+    return values[rollouts.response_mask]
+
+
+def teacher_states(teacher: SplitCausalLM, rollouts: RolloutBatch) -> TokenStates:
+    """Return the teacher's states of the N response tokens: those kept with the rollouts, or computed again."""
+    if rollouts.teacher_hidden is None:
+        return response_states(teacher, rollouts)
+    return teacher.states(response_tokens(rollouts, rollouts.teacher_hidden))
+
+
+def policy_inputs(batch: PolicyBatch, names: Iterable[str]) -> dict[str, Tensor]:
+    """Return the per-token inputs of a loss on a micro-batch of rollouts, ``[N]`` each.
+
+    Args:
+        batch: B rows.
+        names: of :data:`POLICY_INPUTS`.
+    """
+    columns = {
+        "old_logprobs": batch.rollouts.student_logprobs,
+        "advantages": batch.advantages,
+        "importance_weights": batch.importance_weights,
+    }
+    return {name: response_tokens(batch.rollouts, columns[name]) for name in names}
+
+
+@torch.no_grad()
+def recompute_student(
+    rollouts: RolloutBatch, student: SplitCausalLM, config: SamplingConfig, batch_size: int
+) -> RolloutBatch:
+    """Replace the student's log-probabilities by those of full passes without a cache, ``batch_size`` rows at a time.
+
+    The mixture's log-probabilities stay: they are those that the tokens were drawn with.
+    """
+    logprobs = torch.zeros_like(rollouts.student_logprobs)
+    for rows in torch.arange(len(rollouts), device=logprobs.device).split(batch_size):
+        chosen = select_rollouts(rollouts, rows)
+        block = response_logprobs(student, chosen, config.temperature)
+        logprobs[rows, : block.shape[1]] = block
+    return replace(rollouts, student_logprobs=logprobs)
 
 
 def response_logprobs(model: SplitCausalLM, rollouts: RolloutBatch, temperature: float = 1.0) -> Tensor:

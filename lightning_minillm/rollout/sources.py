@@ -70,6 +70,11 @@ class TextSource(ABC):
     :meth:`load_state_dict`, which travel in checkpoints.
     """
 
+    @property
+    def is_on_policy(self) -> bool:
+        """Whether all text is the student's, sampled in its phase, so that its log-probabilities are the student's."""
+        return False
+
     @abstractmethod
     def text(self, request: TextRequest) -> RolloutBatch:
         """Return B rows of prompts with responses."""
@@ -119,6 +124,11 @@ class StudentText(TextSource):
         if not 0 <= student_fraction <= 1:
             raise ValueError(f"student_fraction must lie in [0, 1], got {student_fraction}")
         self.student_fraction = student_fraction
+
+    @property
+    def is_on_policy(self) -> bool:
+        """Whether no phase consists of references."""
+        return self.student_fraction == 1
 
     def text(self, request: TextRequest) -> RolloutBatch:
         """Return the student's responses or the references."""

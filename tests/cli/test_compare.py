@@ -158,7 +158,7 @@ def test_sweep_is_named_by_what_differs_and_gathered_over_seeds(tmp_path):
     sweep = tmp_path / "sweep"
     jobs = [(gamma, seed) for gamma in ("0.9", "1.0") for seed in (0, 1)]
     for number, (gamma, seed) in enumerate(jobs):
-        overrides = ["experiment=x", f"loss.gamma={gamma}", f"seed={seed}"]
+        overrides = ["experiment=x", f"advantages.gamma={gamma}", f"seed={seed}"]
         make_job(sweep, number, overrides, rouge=20.0 + number, seed=seed, right=4 if gamma == "0.9" else 9)
     results, objects = run(tmp_path, sweep)
     assert {name: summary["rougeL"]["values"] for name, summary in results.items()} == {

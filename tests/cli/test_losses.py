@@ -13,7 +13,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 LOSSES = sorted(file.stem for file in (CONF / "loss").glob("*.yaml"))
 SMALL = (
     "experiment=smoke trainer.accelerator=cpu logger=none callbacks=quiet max_steps=2 eval_every=2"
-    " module.num_rollouts=8 data.prepare.sizes.train=40 data.prepare.sizes.validation=4"
+    " module.rollouts.num_rollouts=8 data.prepare.sizes.train=40 data.prepare.sizes.validation=4"
 ).split()
 
 

@@ -12,7 +12,7 @@ from lightning_minillm.reports.read_runs import read_runs
 
 SMALL = (
     "experiment=smoke strategy=ddp trainer.accelerator=cpu logger=none callbacks=quiet max_steps=2 eval_every=2"
-    " module.num_rollouts=8 data.prepare.sizes.train=40 data.prepare.sizes.validation=4"
+    " module.rollouts.num_rollouts=8 data.prepare.sizes.train=40 data.prepare.sizes.validation=4"
 ).split()
 
 
@@ -85,7 +85,7 @@ def test_sweep_that_stands_in_the_configuration_needs_no_flag(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_launchers_run_jobs_in_processes_of_their_own(launcher, tmp_path):
-    jobs = run_sweep(tmp_path, "-m", "loss.gamma=0.9,1.0", f"hydra/launcher={launcher}")
+    jobs = run_sweep(tmp_path, "-m", "advantages.gamma=0.9,1.0", f"hydra/launcher={launcher}")
     assert [loss["gamma"] for loss in losses_of(jobs)] == [0.9, 1.0]
     assert all((job / "metrics.json").is_file() for job in jobs)
 

@@ -90,7 +90,11 @@ def test_stopped_run_goes_on_and_ends_like_an_uninterrupted_one(
     if experiment != "sft":
         overrides.append(f"teacher.path={folders}/teacher")
     if experiment == "minillm":
-        overrides += ["module.num_rollouts=8", "module.ppo_epochs=2", "module.sampling.max_new_tokens=4"]
+        overrides += [
+            "module.rollouts.num_rollouts=8",
+            "module.rollouts.ppo_epochs=2",
+            "module.rollouts.sampling.max_new_tokens=4",
+        ]
     stop_at(5)  # in the middle of an epoch or a phase; the last checkpoint is of step 4
     with pytest.raises(RuntimeError, match="stopped"):
         train(compose_config("train", overrides))
@@ -137,7 +141,10 @@ def test_checkpoint_of_another_architecture_is_refused(train_overrides, folders,
         (["ckpt_path=nowhere.ckpt"], "there is no checkpoint 'nowhere.ckpt'"),
         (["resume=maybe"], "auto or never"),
         (["student.path=./nowhere"], "there is no folder"),
-        (["module=minillm", "module.sampling.teacher_mix_alpha=1.5"], r"teacher_mix_alpha must lie in \[0, 1\]"),
+        (
+            ["module=minillm", "module.rollouts.sampling.teacher_mix_alpha=1.5"],
+            r"teacher_mix_alpha must lie in \[0, 1\]",
+        ),
         (["module=kd"], "needs a teacher: teacher=pretrained"),
         (["validation.sampling.teacher_mix_alpha=0.5"], "evaluation samples the student alone"),
         (["data.fields.response=[answer]"], "no field 'answer'"),

@@ -28,12 +28,15 @@ from lightning_minillm.data import DistillationDataModule
 from lightning_minillm.evaluation import Evaluation
 from lightning_minillm.losses import TokenLoss
 from lightning_minillm.modules import CausalLMModule
-from lightning_minillm.rollout import SamplingConfig, TextSource
+from lightning_minillm.rollout import AdvantageEstimator, SamplingConfig, TextSource
 from lightning_minillm.strategies import AtomicCheckpointIO, ShardedStrategy
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 ON_POLICY = ("distillm", "gkd", "imitkd", "on_policy_reverse_kl")
-FILES = sorted(str(file.relative_to(CONF).with_suffix("")) for file in CONF.rglob("*.yaml"))
+# files with an underscore are parts of others
+FILES = sorted(
+    str(file.relative_to(CONF).with_suffix("")) for file in CONF.rglob("*.yaml") if not file.name.startswith("_")
+)
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +123,12 @@ def check_loss(name, given):
     assert isinstance(build(compose_train(given, f"loss={name}")["loss"]), TokenLoss)
 
 
+def check_advantages(name, given):
+    config = compose_train(given, "module=minillm", "teacher=pretrained", f"loss={name}")
+    assert build(config["module"]["advantages"]) == build(config["advantages"])
+    assert isinstance(build(config["advantages"]), AdvantageEstimator)
+
+
 def check_module(name, given):
     teacher = () if name == "sft" else ("teacher=pretrained",)
     config = compose_train(given, f"module={name}", *teacher)
@@ -131,8 +140,8 @@ def check_module(name, given):
 def check_rollout(name, given):
     config = compose_train(given, "module=on_policy_kd", "teacher=pretrained", f"rollout={name}")
     module = make_everything(config)[2]
-    assert isinstance(module.source, TextSource)
-    assert type(module.source).__name__ == config["rollout"]["_target_"].rsplit(".", 1)[1]
+    assert isinstance(module.rollouts.source, TextSource)
+    assert type(module.rollouts.source).__name__ == config["rollout"]["_target_"].rsplit(".", 1)[1]
 
 
 def check_optimizer(name, given):
@@ -250,19 +259,15 @@ def check_variant(name, given):
     """A variant is a change of MiniLLM that stands for itself: presets are those of the losses and experiments."""
     base = compose_train(given, "experiment=minillm")["module"]
     module = compose_train(given, "experiment=minillm", f"variant={name}")["module"]
-    changed = {
-        "full": {},
-        "no_length_normalization": {"length_normalize": False},
-        "no_single_step": {"single_step": False},
-        "no_mixing": {},
-        "official": compose_train(given, "experiment=minillm")["loss"],
-        "paper": compose_train(given, "experiment=minillm_paper")["loss"],
-    }[name]
-    assert module["loss"] == base["loss"] | changed
-    assert module["sampling"]["teacher_mix_alpha"] == (0.0 if name == "no_mixing" else 0.2)
     preset = compose_train(given, "experiment=minillm_paper" if name == "paper" else "experiment=minillm")["module"]
-    assert module["lm_loss"] == preset["lm_loss"]
+    advantages = {"no_length_normalization": {"length_normalize": False}, "paper": preset["advantages"]}.get(name, {})
+    loss = {"no_single_step": {"single_step": False}, "paper": preset["loss"]}.get(name, {})
+    assert module["advantages"] == base["advantages"] | advantages
+    assert module["loss"] == base["loss"] | loss
+    assert module["rollouts"]["sampling"]["teacher_mix_alpha"] == (0.0 if name == "no_mixing" else 0.2)
+    assert module["pretraining"] == preset["pretraining"]
     build(module["loss"])
+    build(module["advantages"])
 
 
 def check_sweep(name, given):
@@ -320,6 +325,7 @@ def check_paper_part(name, given):
 CHECKS = {
     "": check_top,
     "loss": check_loss,
+    "advantages": check_advantages,
     "module": check_module,
     "rollout": check_rollout,
     "optimizer": check_optimizer,
@@ -406,20 +412,20 @@ def test_top_level_keys_that_were_forced_in_are_errors():
 def test_every_top_level_key_is_read(command):
     commands = {"train": train, "evaluate": evaluate, "generate": generate, "recipe": recipe}
     keys = (commands | {"compare": compare, "export": export, "plan": plan})[command].KEYS
-    most = ["module=on_policy_kd"] if command == "train" else []  # the one that chooses its text
+    most = ["module=minillm"] if command == "train" else []  # the one with the most parts
     assert {str(key) for key in compose_config(command, most)} == set(keys)
 
 
 def test_presets_are_the_papers_and_the_official_codes(given):
     official = compose_train(given, "module=minillm", "teacher=pretrained")
     paper = compose_train(given, "module=minillm", "teacher=pretrained", "loss=minillm_paper")
-    assert official["module"]["loss"]["whiten"] == "all"
-    assert official["module"]["loss"]["gamma"] == 0.95
-    assert paper["module"]["loss"]["return_start"] == "next"
+    assert official["module"]["advantages"]["whiten"] == "all"
+    assert official["module"]["advantages"]["gamma"] == 0.95
+    assert paper["module"]["advantages"]["return_start"] == "next"
     assert paper["module"]["loss"]["weight_single_step"] is True
     assert official["optimizer"]["lr"] == 5e-6
     assert official["optimizer"]["betas"] == [0.9, 0.95]
-    assert official["module"]["sampling"]["teacher_mix_alpha"] == 0.2
+    assert official["module"]["rollouts"]["sampling"]["teacher_mix_alpha"] == 0.2
 
 
 def test_quickstart_minillm_is_the_stage_of_the_quickstart(tmp_path):
@@ -457,5 +463,6 @@ def test_no_hydra_container_reaches_the_library(given):
                 plain(item)
 
     plain(config)
-    plain(dict(module._optimizer_factory.keywords))
-    assert isinstance(module._optimizer_factory.keywords["betas"], list)
+    optimizer = module.training_options.optimizer
+    plain(dict(optimizer.keywords))
+    assert isinstance(optimizer.keywords["betas"], list)

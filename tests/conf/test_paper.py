@@ -57,9 +57,11 @@ def test_values_are_those_of_the_table(name):
     assert config["trainer"]["gradient_clip_val"] == 1.0
     if row["epochs"]:
         assert config["max_steps"] == int(row["epochs"]) * config["eval_every"]
-    ratio = config["module"].get("lm_loss", config["loss"]).get("kd_ratio")
+    ratio = config["module"].get("pretraining", config)["loss"].get("kd_ratio")
     assert ratio == (float(row["kd_ratio"]) if row["kd_ratio"] else None)
-    assert config["module"].get("num_rollouts") == (int(row["rollouts"]) if row["rollouts"] else None)
+    assert config["module"].get("rollouts", {}).get("num_rollouts") == (
+        int(row["rollouts"]) if row["rollouts"] else None
+    )
 
 
 @pytest.mark.parametrize("name", sorted(ROWS))
@@ -73,10 +75,12 @@ def test_every_part_but_the_models_is_made(name):
 
 def test_minillm_is_the_official_codes():
     config = compose("gpt2_120m_minillm")
-    module, loss = config["module"], config["loss"]
-    assert (module["ppo_epochs"], module["lm_coef"], module["sampling"]["teacher_mix_alpha"]) == (4, 1.0, 0.2)
-    assert (loss["clip_range"], loss["gamma"], loss["reward_scaling"], loss["reward_clip"]) == (0.2, 0.95, 0.5, 100.0)
-    assert module["sampling"]["max_new_tokens"] == config["max_length"] - config["max_prompt_length"]
+    rollouts, advantages = config["module"]["rollouts"], config["advantages"]
+    assert (rollouts["ppo_epochs"], rollouts["sampling"]["teacher_mix_alpha"]) == (4, 0.2)
+    assert config["module"]["pretraining"]["coef"] == 1.0
+    assert config["loss"]["clip_range"] == 0.2
+    assert (advantages["gamma"], advantages["reward_scaling"], advantages["reward_clip"]) == (0.95, 0.5, 100.0)
+    assert rollouts["sampling"]["max_new_tokens"] == config["max_length"] - config["max_prompt_length"]
     assert config["eval_every"] == 100
 
 

@@ -12,10 +12,10 @@ from lightning.pytorch.callbacks import Callback
 
 from lightning_minillm.data import BatchOptions, DistillationDataModule, InstructionRecord, Lengths, PlainTemplate
 from lightning_minillm.distributed.sharding import full_state_dict
-from lightning_minillm.losses import MiniLLMLoss, ReverseKL
+from lightning_minillm.losses import ReverseKL
 from lightning_minillm.models import load_causal_lm
 from lightning_minillm.models.lora import add_lora
-from lightning_minillm.modules import MiniLLMModule, OnPolicyKDModule
+from lightning_minillm.modules import minillm, on_policy_kd
 from lightning_minillm.rollout import AdaptiveReplay, SamplingConfig
 from lightning_minillm.strategies import AtomicCheckpointIO, ShardedStrategy
 
@@ -40,7 +40,7 @@ class Recorder(Callback):
         self.metrics.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        buffer = module._buffer
+        buffer = module.phases.buffer
         rows = buffer.local_rows().tolist()
         ids, mask = buffer._rollouts.response_ids, buffer._rollouts.response_mask
         self.phases[buffer.phase] = {row: ids[i][mask[i]].tolist() for i, row in enumerate(rows)}
@@ -107,23 +107,28 @@ def train(
     micro = micro_batch_size or batch_size // data_ranks
     tokenizer = TINY["build_word_tokenizer"]()
     build = TINY["build_model"]
-    if on_policy is None:
-        kind, method = MiniLLMModule, {"loss": MiniLLMLoss()}
-    else:
-        kind, method = OnPolicyKDModule, {"loss": ReverseKL(), "source": AdaptiveReplay(**on_policy)}
+    teacher = (
+        partial(load_causal_lm, quantized_teacher, quantization="4bit")
+        if quantized_teacher
+        else partial(build, family, seed=2)
+    )
+    common = {
+        "optimizer": partial(getattr(torch.optim, optimizer), lr=lr),
+        "sampling": SamplingConfig(max_new_tokens=max_new_tokens, teacher_mix_alpha=0.2 if on_policy is None else 0.0),
+        "validation_sampling": SamplingConfig(max_new_tokens=4, teacher_mix_alpha=0.0),
+        "num_rollouts": 24,
+        "ppo_epochs": 2,
+        "rollout_batch_size": 4,
+    }
+    kind = minillm
+    if on_policy is not None:
+        kind = on_policy_kd
+        common |= {"loss": ReverseKL(), "source": AdaptiveReplay(**on_policy), "loss_temperature": 1.0}
     module = kind(
         partial(build_lora, family) if lora else partial(build, family, seed=1),
         tokenizer,
-        teacher=partial(load_causal_lm, quantized_teacher, quantization="4bit")
-        if quantized_teacher
-        else partial(build, family, seed=2),
-        **method,
-        optimizer=partial(getattr(torch.optim, optimizer), lr=lr),
-        sampling=SamplingConfig(max_new_tokens=max_new_tokens, teacher_mix_alpha=0.2 if on_policy is None else 0.0),
-        evaluation_sampling=SamplingConfig(max_new_tokens=4, teacher_mix_alpha=0.0),
-        num_rollouts=24,
-        ppo_epochs=2,
-        **{"rollout_batch_size": 4, **(module_options or {})},
+        teacher=teacher,
+        **TINY["group_options"](module_options or {}, common),
     )
     recorder = Recorder()
     trainer = L.Trainer(

@@ -44,7 +44,9 @@ WRITES = {
 }
 SMALL_TRAINING = """batch_size=2 micro_batch_size=null eval_batch_size=6 max_steps=2 eval_every=2 checkpoint_every=2
 validation.sampling.max_new_tokens=4 trainer.accelerator=cpu logger=csv callbacks.progress=null""".split()
-SMALL_PHASES = "module.num_rollouts=4 module.rollout_batch_size=4 module.sampling.max_new_tokens=4".split()
+SMALL_PHASES = (
+    "module.rollouts.num_rollouts=4 module.rollouts.batch_size=4 module.rollouts.sampling.max_new_tokens=4".split()
+)
 SMALL_EVALUATION = "seeds=[10] eval_batch_size=40 sampling.max_new_tokens=16 trainer.accelerator=cpu".split()
 SMALL_GENERATION = "batch_size=20 sampling.max_new_tokens=4 device=cpu keep_unfinished=true".split()
 # enough prompts for every length of reference that the pages name
@@ -152,7 +154,7 @@ def small(name, words):
 
 
 def small_recipe(node):
-    phases = [name for name, stage in node.stages.items() if "module.num_rollouts" in str(stage.overrides)]
+    phases = [name for name, stage in node.stages.items() if "module.rollouts.num_rollouts" in str(stage.overrides)]
     return [
         f"recipe.train_extra={[*SMALL_TRAINING, 'devices=1', 'trainer.precision=32-true']}",
         *(f"recipe.stages.{name}.extra={SMALL_PHASES}" for name in {"minillm", *phases}),

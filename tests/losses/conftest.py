@@ -40,8 +40,7 @@ LOSSES = {
     ),
     "minillm": lambda chunk_size=None: MiniLLMLoss(chunk_size=chunk_size),
     "minillm_paper": lambda chunk_size=None: MiniLLMLoss(
-        gamma=1, return_start="next", whiten="none", reward_scaling=None, reward_clip=None, weight_single_step=True,
-        chunk_size=chunk_size,
+        weight_single_step=True, chunk_size=chunk_size,
     ),
     "minillm_policy_gradient": lambda chunk_size=None: MiniLLMLoss(single_step=False, chunk_size=chunk_size),
 }  # fmt: skip

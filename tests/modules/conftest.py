@@ -7,7 +7,8 @@ import torch
 from lightning import Callback, LightningDataModule, Trainer
 from torch import Tensor
 
-from lightning_minillm.modules import MiniLLMModule
+from lightning_minillm.losses import KDLoss
+from lightning_minillm.modules import minillm
 from lightning_minillm.rollout import SamplingConfig
 from lightning_minillm.types import EvaluationBatch, PromptBatch, TokenBatch, TrainingData
 
@@ -220,7 +221,7 @@ def weights_of():
 
 
 @pytest.fixture(scope="session")
-def make_minillm(make_model, tokenizer, adamw):
+def make_minillm(make_model, tokenizer, adamw, options_of):
     """A MiniLLM module of tiny models: phases of 16 rollouts, two passes."""
 
     def make(student="gpt2", teacher="gpt2", student_options=None, teacher_options=None, **options):
@@ -231,10 +232,11 @@ def make_minillm(make_model, tokenizer, adamw):
             "num_rollouts": 16,
             "ppo_epochs": 2,
             "rollout_batch_size": 5,
-            "evaluation_sampling": SamplingConfig(max_new_tokens=8, teacher_mix_alpha=0.0),
+            "pretraining_loss": KDLoss(0.5),
+            "validation_sampling": SamplingConfig(max_new_tokens=8, teacher_mix_alpha=0.0),
         }
-        return MiniLLMModule(
-            make_model(student, seed=1, **(student_options or {})), tokenizer, **{**defaults, **options}
+        return minillm(
+            make_model(student, seed=1, **(student_options or {})), tokenizer, **options_of(options, defaults)
         )
 
     return make

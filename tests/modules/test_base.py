@@ -6,22 +6,25 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_cosine_schedule_with_warmup
 
-from lightning_minillm.modules import CausalLMModule, KDModule, MiniLLMModule, SFTModule
-from lightning_minillm.rollout import SamplingConfig
+from lightning_minillm.models import ModelPair
+from lightning_minillm.modules import CausalLMModule, KDModule, SFTModule, minillm
+from lightning_minillm.rollout import SamplingConfig, decode_responses, sampler_for
+from lightning_minillm.types import LossOutput
 
 GREEDY = SamplingConfig(max_new_tokens=6, temperature=0.0, teacher_mix_alpha=0.0)
 SAMPLED = SamplingConfig(max_new_tokens=6, temperature=0.9, teacher_mix_alpha=0.0)
 
 
 @pytest.fixture(scope="module")
-def make_module(make_model, tokenizer, adamw):
+def make_module(make_model, tokenizer, adamw, options_of):
     """An SFT module of a tiny GPT-2; ``teacher=True`` gives it a tiny Llama as teacher."""
 
     def make(module_class=SFTModule, student=None, teacher=None, **options):
         if teacher is not None:
             options["teacher"] = make_model("llama", seed=2) if teacher is True else teacher
         student = student or make_model("gpt2", seed=1)
-        return module_class(student, tokenizer, **{"optimizer": adamw(), "evaluation_sampling": SAMPLED, **options})
+        defaults = {"optimizer": adamw(), "validation_sampling": SAMPLED}
+        return module_class(student, tokenizer, **options_of(options, defaults))
 
     return make
 
@@ -62,7 +65,7 @@ def test_only_the_student_is_part_of_the_module(given, make_module, make_model):
 
 def test_evaluation_samples_the_student_alone(make_module):
     with pytest.raises(ValueError, match="teacher_mix_alpha=0"):
-        make_module(evaluation_sampling=SamplingConfig(teacher_mix_alpha=0.2))
+        make_module(validation_sampling=SamplingConfig(teacher_mix_alpha=0.2))
 
 
 # --- optimiser and schedule -------------------------------------------------------------------------------------------
@@ -81,7 +84,7 @@ def test_the_optimiser_gets_what_can_be_trained(frozen, make_module):
 def test_no_optimiser_is_an_error_that_says_so(make_module):
     module = make_module(optimizer=None)
     module.configure_model()
-    with pytest.raises(ValueError, match=r"SFTModule has no optimizer to train with: pass optimizer=\.\.\."):
+    with pytest.raises(ValueError, match=r"SFTModule has no optimizer to train with: pass training="):
         module.configure_optimizers()
 
 
@@ -116,7 +119,7 @@ def test_metrics_of_an_evaluation(stage, prefix, make_module, make_evaluation, m
     losses, kls, lengths, rouge, exact, rows = [], [], [], [], [], []
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     for batch in batches:
-        rollouts = module.sampler(SAMPLED).sample(batch.prompts, seed=10)
+        rollouts = sampler_for(module.pair, SAMPLED).sample(batch.prompts, seed=10)
         for row in range(len(batch.tasks)):
             ids = batch.tokens.input_ids[row][batch.tokens.attention_mask[row]]
             targets = batch.tokens.target_mask[row][batch.tokens.attention_mask[row]]
@@ -142,28 +145,24 @@ def test_metrics_of_an_evaluation(stage, prefix, make_module, make_evaluation, m
     assert given[f"{prefix}/rougeL"] == pytest.approx(100 * sum(rouge) / len(rouge), abs=1e-3)
     assert given[f"{prefix}/exact_match"] == pytest.approx(100 * sum(exact) / len(exact))
     assert [(sample["index"], sample["response"]) for sample in module.samples] == rows
-    assert module.samples[0].keys() == {"index", "task", "prompt", "references", "response", "exact"}
+    texts = {"index", "task", "prompt", "references", "response", "exact"}
+    numbers = {"rougeL", "response_tokens", "reverse_kl", "reference_loss", "loss_tokens"}
+    assert module.samples[0].keys() == texts | numbers
 
 
 def test_exact_match_counts_exact_rows_only(make_module, make_evaluation, make_data, make_trainer):
     """With the model's own greedy answers as references, every exact row matches."""
-    module, batch = make_module(evaluation_sampling=GREEDY), make_evaluation()
-    rollouts = module.sampler(GREEDY).sample(batch.prompts, seed=0)
-    answers = module.decode(rollouts)
+    module, batch = make_module(validation_sampling=GREEDY), make_evaluation()
+    rollouts = sampler_for(module.pair, GREEDY).sample(batch.prompts, seed=0)
+    answers = decode_responses(module.tokenizer, rollouts)
     references = tuple((text,) if flag else ("w1 w2 w3",) for text, flag in zip(answers, batch.exact, strict=True))
     object.__setattr__(batch, "references", references)
     assert evaluate(module, [batch], make_trainer, make_data)["val/exact_match"] == 100
 
 
-def test_every_rank_has_the_same_metrics_to_agree_on(make_module, make_evaluation, make_data, make_trainer):
-    """A rank without rows of one right answer still takes part in the sum over ranks; nothing seen is left out."""
-    module = make_module()
-    batch = make_evaluation(exact=(False,) * 4)
-    given = evaluate(module, [batch], make_trainer, make_data)
+def test_a_metric_that_no_row_has_is_left_out(make_module, make_evaluation, make_data, make_trainer):
+    given = evaluate(make_module(), [make_evaluation(exact=(False,) * 4)], make_trainer, make_data)
     assert given.keys() == {"val/loss", "val/rougeL", "val/response_length"}
-    module.evaluation_metrics.reset()
-    module.evaluate_batch(batch)
-    assert module.evaluation_metrics.exact_match.update_called
 
 
 def test_samples_show_what_the_teacher_says(
@@ -175,14 +174,12 @@ def test_samples_show_what_the_teacher_says(
     assert not any("teacher" in sample for sample in module.samples)
     module.shows_teacher = True
     assert evaluate(module, batches, make_trainer, make_data) == expected
-    alone = CausalLMModule(module.teacher, tokenizer, evaluation_sampling=module.evaluation_sampling)
-    said = alone.decode(
-        alone.sampler(alone.evaluation_sampling).sample(batches[0].prompts, seed=module.evaluation_seed)
-    )
+    alone = sampler_for(ModelPair(module.teacher, tokenizer), SAMPLED)
+    said = decode_responses(tokenizer, alone.sample(batches[0].prompts, seed=module.validation_options.seed))
     assert [sample["teacher"] for sample in module.samples[:4]] == said
     assert not any("teacher" in sample for sample in module.samples[4:])
-    module.sampler = None  # what the teacher says is kept
-    assert list(module._teacher_responses(batches[0])) == said
+    module.pair.teacher_split = None  # nothing is sampled again
+    assert module._responses_of_teacher(batches[0]) == said
 
 
 def test_evaluations_repeat_and_do_not_depend_on_the_batch_size(make_module, make_evaluation, make_data, make_trainer):
@@ -215,10 +212,9 @@ def test_an_evaluation_is_without_dropout_and_leaves_no_gradient(
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_check_finite_names_the_rows(value, make_module):
+def test_a_step_whose_loss_is_not_finite_names_the_rows(value, make_module):
     with pytest.raises(FloatingPointError, match=r"at step 0, on the rows \[4, 9\] of the training data"):
-        make_module().check_finite(torch.tensor(value), torch.tensor([4, 9]))
-    make_module().check_finite(torch.tensor(1e30), torch.tensor([4, 9]))
+        make_module().finish_step(LossOutput(torch.tensor(value), {}), torch.tensor([4, 9]))
 
 
 # --- checkpoints and export -------------------------------------------------------------------------------------------
@@ -247,7 +243,7 @@ def test_a_checkpoint_is_found_again_by_any_module_of_the_student(
     trainer.fit(module, make_data(train_batches=[make_tokens(4, 0), make_tokens(4, 1)]))
     trainer.save_checkpoint(tmp_path / "sft.ckpt")
     state = torch.load(tmp_path / "sft.ckpt", weights_only=False)["state_dict"]
-    for module_class in (CausalLMModule, KDModule, MiniLLMModule):
+    for module_class in (CausalLMModule, KDModule, minillm):
         other = make_module(module_class, teacher=True)
         other.configure_model()
         other.load_state_dict(state)

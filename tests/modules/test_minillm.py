@@ -6,8 +6,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_minillm.losses import KDLoss, LanguageModelingLoss, MiniLLMLoss, ReverseKL, TokenLoss
-from lightning_minillm.modules import MiniLLMModule
-from lightning_minillm.rollout import SamplingConfig
+from lightning_minillm.modules import RolloutModule, TrainingOptions, minillm
+from lightning_minillm.rollout import AdvantageEstimator, RolloutOptions, SamplingConfig
 
 # --- a run ------------------------------------------------------------------------------------------------------------
 
@@ -128,15 +128,26 @@ class ReadsAdvantages(TokenLoss):
         raise NotImplementedError
 
 
-def test_advantages_come_with_a_minillm_loss_only(make_minillm):
-    with pytest.raises(ValueError, match=r"ReadsAdvantages reads advantages.*derive it from MiniLLMLoss"):
-        make_minillm(loss=ReadsAdvantages())
+@pytest.mark.parametrize(
+    ("loss", "advantages", "message"),
+    [
+        (ReadsAdvantages(), None, "ReadsAdvantages reads advantages, and there are none"),
+        (ReverseKL(), AdvantageEstimator(), "ReverseKL reads no advantages: pass advantages=None"),
+    ],
+)
+def test_a_loss_and_its_advantages_belong_together(loss, advantages, message, make_model, tokenizer):
+    with pytest.raises(ValueError, match=message):
+        RolloutModule(make_model("gpt2"), tokenizer, teacher=make_model("gpt2"), loss=loss, advantages=advantages)
+
+
+def test_any_loss_may_read_advantages(make_minillm):
+    assert make_minillm(loss=ReadsAdvantages()).advantages == AdvantageEstimator()
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"teacher_cache": "none"},
+        {"cache": "none"},
         {"recompute_logprobs": True},
         {"rollout_batch_size": 64},
         {"gradient_checkpointing": True},
@@ -158,7 +169,7 @@ def test_options_for_speed_and_memory_change_no_gradient(
 
 
 def without_the_teacher_in_the_lm_loss(**options):
-    return {"lm_loss": LanguageModelingLoss(), **options}
+    return {"pretraining_loss": LanguageModelingLoss(), **options}
 
 
 def test_an_offloaded_teacher_rests_on_the_cpu_and_changes_nothing(
@@ -166,60 +177,61 @@ def test_an_offloaded_teacher_rests_on_the_cpu_and_changes_nothing(
 ):
     options = without_the_teacher_in_the_lm_loss(teacher="llama", optimizer=sgd())
     expected = gradient_step(make_minillm(**options), make_data(), make_trainer(max_steps=1), weights_of)
-    module = make_minillm(teacher_offload=True, **options)
-    place, places = module._place_teacher, []
-    monkeypatch.setattr(module, "_place_teacher", lambda device=None: (places.append(device), place(device)))
+    module = make_minillm(offload=True, **options)
+    place, places = module.pair.place_teacher, []
+    monkeypatch.setattr(module.pair, "rest_teacher", lambda device: places.append("rest"))
+    monkeypatch.setattr(module.pair, "place_teacher", lambda device: (places.append("placed"), place(device)))
     given = gradient_step(module, make_data(), make_trainer(max_steps=1), weights_of)
     torch.testing.assert_close(given, expected)
-    assert places[-2:] == [None, torch.device("cpu")]  # to this rank's device for the rollouts, and back
+    assert places[-2:] == ["placed", "rest"]  # on this rank's device for the rollouts, and back
 
 
 @pytest.mark.gpu
 def test_an_offloaded_teacher_leaves_the_gpu(make_minillm, make_data, make_trainer, sgd):
-    module = make_minillm(teacher_offload=True, **without_the_teacher_in_the_lm_loss(teacher="llama", optimizer=sgd()))
+    module = make_minillm(offload=True, **without_the_teacher_in_the_lm_loss(teacher="llama", optimizer=sgd()))
     make_trainer(max_steps=1, accelerator="gpu").fit(module, make_data())
     head = module.teacher.get_output_embeddings().weight
     assert head.device.type == "cuda"
     assert {p.device.type for p in module.teacher.parameters() if p is not head} == {"cpu"}
 
 
-@pytest.mark.parametrize("options", [{}, {"teacher_cache": "none", "lm_coef": 0.0}])
+@pytest.mark.parametrize("options", [{}, {"cache": "none", "pretraining_coef": 0.0}])
 def test_a_teacher_that_every_step_reads_cannot_be_offloaded(options, make_minillm, make_data, make_trainer):
-    with pytest.raises(ValueError, match=r"teacher_cache=hidden, and lm_loss\.kd_ratio=0"):
-        make_trainer(max_steps=1).fit(make_minillm(teacher_offload=True, **options), make_data())
+    with pytest.raises(ValueError, match=r"cache=hidden, and pretraining\.loss\.kd_ratio=0"):
+        make_trainer(max_steps=1).fit(make_minillm(offload=True, **options), make_data())
 
 
 @pytest.mark.parametrize("reward_temperature", [1.0, 0.5, None])
-@pytest.mark.parametrize("teacher_cache", ["hidden", "none"])
-def test_a_teacher_that_comes_after_says_the_same(teacher_cache, reward_temperature, make_minillm, make_prompts):
+@pytest.mark.parametrize("cache", ["hidden", "none"])
+def test_a_teacher_that_comes_after_says_the_same(cache, reward_temperature, make_minillm, make_prompts):
     sampling = SamplingConfig(
         max_new_tokens=12, temperature=0.8, teacher_mix_alpha=0.0, teacher_reward_temperature=reward_temperature
     )
     prompts = make_prompts((5, 3, 7, 1, 4, 6, 2, 7), width=9)
     collected = []
-    for teacher_pass in ("lockstep", "after"):
+    for reading in ("lockstep", "after"):
         module = make_minillm(
-            teacher="llama", teacher_options={"vocab_size": 41}, sampling=sampling, teacher_cache=teacher_cache,
-            teacher_pass=teacher_pass, rollout_batch_size=3,
+            teacher="llama", teacher_options={"vocab_size": 41}, sampling=sampling, cache=cache,
+            reading=reading, rollout_batch_size=3,
         )  # fmt: skip
         module.configure_model()
-        collected.append(module.collect(prompts, phase=2))
+        collected.append(module.collector.collect(prompts, phase=2))
     lockstep, after = collected
     assert torch.equal(after.response_ids, lockstep.response_ids)
     for name in ("student_logprobs", "teacher_logprobs", "reward_logprobs", "mixture_logprobs"):
         torch.testing.assert_close(getattr(after, name), getattr(lockstep, name), rtol=0, atol=1e-4)
-    if teacher_cache == "none":
+    if cache == "none":
         assert after.teacher_hidden is lockstep.teacher_hidden is None
     else:
         torch.testing.assert_close(after.teacher_hidden, lockstep.teacher_hidden, rtol=0, atol=1e-4)
 
 
-def test_the_memory_of_the_teacher_cache_is_logged(make_minillm, make_data, make_trainer):
+def test_the_memory_of_the_cache_is_logged(make_minillm, make_data, make_trainer):
     logged = {}
-    for teacher_cache in ("hidden", "none"):
+    for cache in ("hidden", "none"):
         trainer = make_trainer(max_epochs=1)
-        trainer.fit(make_minillm(teacher_cache=teacher_cache), make_data())
-        logged[teacher_cache] = trainer.callback_metrics.get("rollout/teacher_cache_mib")
+        trainer.fit(make_minillm(cache=cache), make_data())
+        logged[cache] = trainer.callback_metrics.get("rollout/teacher_cache_mib")
     assert logged["none"] is None
     assert 0 < logged["hidden"] <= 16 * 8 * 16 * 4 / 2**20
 
@@ -229,7 +241,7 @@ def test_micro_batches_sum_to_the_batch(whiten, make_minillm, make_data, make_tr
     """One optimiser step in 1, 2 or 4 micro-batches: the same gradient, also with the pretraining batch."""
     steps = []
     for micro in (8, 4, 2):
-        module = make_minillm(optimizer=sgd(), loss=MiniLLMLoss(whiten=whiten, chunk_size=7))
+        module = make_minillm(optimizer=sgd(), loss=MiniLLMLoss(chunk_size=7), whiten=whiten)
         trainer = make_trainer(max_steps=1, accumulate_grad_batches=8 // micro)
         steps.append(gradient_step(module, make_data(micro_batch_size=micro), trainer, weights_of))
     assert steps[0].abs().max() > 1e-3
@@ -237,14 +249,16 @@ def test_micro_batches_sum_to_the_batch(whiten, make_minillm, make_data, make_tr
         torch.testing.assert_close(step, steps[0], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("lm_coef", [0.0, 2.0])
-def test_the_pretraining_loss_is_added_with_its_weight(lm_coef, make_minillm, make_data, make_trainer, make_recorder):
+@pytest.mark.parametrize("pretraining_coef", [0.0, 2.0])
+def test_the_pretraining_loss_is_added_with_its_weight(
+    pretraining_coef, make_minillm, make_data, make_trainer, make_recorder
+):
     recorder = make_recorder()
     make_trainer(max_steps=1, callbacks=[recorder]).fit(
-        make_minillm(lm_coef=lm_coef, lm_loss=KDLoss(0.25)), make_data()
+        make_minillm(pretraining_coef=pretraining_coef, pretraining_loss=KDLoss(0.25)), make_data()
     )
     logged = recorder.steps[0]
-    if lm_coef == 0:
+    if pretraining_coef == 0:
         assert recorder.batches[0].lm is None
         assert logged["train/loss"] == pytest.approx(logged["train/rl_loss"], abs=1e-6)
     else:
@@ -275,10 +289,10 @@ def test_listeners_hear_of_the_rollouts(make_minillm, make_data, make_trainer):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lm_coef": -1.0}, "lm_coef must be at least 0"),
-        ({"teacher_cache": "logits"}, "teacher_cache must be 'hidden' or 'none'"),
-        ({"teacher_pass": "never"}, "teacher_pass must be 'lockstep' or 'after'"),
-        ({"teacher_pass": "after"}, "set teacher_pass=lockstep or teacher_mix_alpha=0"),
+        ({"pretraining_coef": -1.0}, "weight of the pretraining loss must be at least 0"),
+        ({"cache": "logits"}, r"cache must be one of \('hidden', 'none'\)"),
+        ({"reading": "never"}, r"reading must be one of \('auto', 'lockstep', 'after'\)"),
+        ({"reading": "after"}, r"set teacher_use\.reading=lockstep or teacher_mix_alpha=0"),
         ({"num_rollouts": 0}, "must be at least 1"),
         ({"ppo_epochs": 0}, "must be at least 1"),
         ({"sampling": SamplingConfig(temperature=0.0, teacher_mix_alpha=0.0)}, "positive sampling temperature"),
@@ -302,14 +316,12 @@ def test_a_pad_token_of_its_own_gives_the_same_run(
     for pad_token, pad in ((None, 0), ("<pad>", 36)):
         tokenizer = make_tokenizer(pad_token, words=36)
         assert tokenizer.pad_token_id == pad
-        module = MiniLLMModule(
+        module = minillm(
             make_model("gpt2", seed=1),
             tokenizer,
             teacher=make_model("gpt2", seed=2),
-            optimizer=adamw(),
-            sampling=SamplingConfig(max_new_tokens=8),
-            num_rollouts=16,
-            ppo_epochs=2,
+            training=TrainingOptions(adamw()),
+            rollouts=RolloutOptions(SamplingConfig(max_new_tokens=8), num_rollouts=16, ppo_epochs=2),
         )
         data = make_data()
         data.train_set.prompts = make_prompts((5, 3, 7, 1) * 5, vocab_size=36, pad=pad)

@@ -9,8 +9,9 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_minillm.callbacks import ResumeCheckpoint
+from lightning_minillm.data import ShuffledStream
 from lightning_minillm.losses import ForwardKL, LanguageModelingLoss, MiniLLMLoss, ReverseKL, TokenLoss
-from lightning_minillm.modules import KDModule, OnPolicyKDModule
+from lightning_minillm.modules import KDModule, on_policy_kd
 from lightning_minillm.rollout import AdaptiveReplay, ReferenceText, SamplingConfig, StudentText, TeacherText
 from lightning_minillm.types import TokenBatch
 
@@ -59,20 +60,28 @@ def make_pairs(make_data):
 
 
 @pytest.fixture
-def make_module(make_model, tokenizer, sgd):
+def make_module(make_model, tokenizer, sgd, options_of):
     """``make_module(**options)``: phases of 8 prompts, one pass, a plain gradient step of length 1."""
 
-    def make(family="gpt2", kind=OnPolicyKDModule, **options):
+    def make(family="gpt2", kind=on_policy_kd, **options):
         defaults = {
             "teacher": make_model(family, seed=2),
             "optimizer": sgd(),
-            "evaluation_sampling": SamplingConfig(max_new_tokens=2, teacher_mix_alpha=0.0),
+            "validation_sampling": SamplingConfig(max_new_tokens=2, teacher_mix_alpha=0.0),
         }
-        if kind is OnPolicyKDModule:
+        if kind is on_policy_kd:
             sampling = SamplingConfig(max_new_tokens=8, teacher_mix_alpha=0.0)
-            defaults |= {"sampling": sampling, "num_rollouts": 8, "rollout_batch_size": 5}
+            defaults |= {
+                "sampling": sampling,
+                "num_rollouts": 8,
+                "ppo_epochs": 1,
+                "rollout_batch_size": 5,
+                "loss_temperature": 1.0,
+                "pretraining_loss": LanguageModelingLoss(),
+                "cache": "none",
+            }
         plain = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} if family == "gpt2" else {}
-        return kind(make_model(family, seed=1, **plain), tokenizer, **{**defaults, **options})
+        return kind(make_model(family, seed=1, **plain), tokenizer, **options_of(options, defaults))
 
     return make
 
@@ -94,7 +103,7 @@ def test_the_gradient_on_student_text_is_that_of_a_plain_loop(
     family, temperature, make_module, make_model, make_pairs, make_trainer, make_recorder, weights_of
 ):
     recorder = make_recorder()
-    module = make_module(family, loss=ReverseKL(), source=StudentText(1.0), temperature=temperature)
+    module = make_module(family, loss=ReverseKL(), source=StudentText(1.0), loss_temperature=temperature)
     trainer = make_trainer(max_steps=1, callbacks=[recorder], accumulate_grad_batches=2)
     step = step_of(module, make_pairs(micro_batch_size=4), trainer, weights_of)
 
@@ -125,14 +134,13 @@ def test_the_text_of_a_phase_is_the_students_of_that_moment(
     recorder = make_recorder()
     module = make_module(loss=ForwardKL())
     make_trainer(max_steps=2, callbacks=[recorder]).fit(module, make_pairs())
-    module._buffer = None
     last = recorder.batches[-1].rollouts
     assert sorted(last.indices.tolist()) != sorted(recorder.batches[0].rollouts.indices.tolist())
     again = make_module(loss=ForwardKL(), num_rollouts=8)
     again.configure_model()
     first = recorder.batches[0].rollouts
     prompts = type(make_prompts((1,)))(first.prompt_ids, first.prompt_mask, first.indices)
-    torch.testing.assert_close(again.collect(prompts, phase=0).response_ids, first.response_ids)
+    torch.testing.assert_close(again.collector.collect(prompts, phase=0).response_ids, first.response_ids)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +151,7 @@ def test_on_references_it_is_word_level_distillation(loss, make_module, make_pai
     module = make_module(loss=loss, source=ReferenceText())
     trainer = make_trainer(max_steps=1)
     given = step_of(module, data, trainer, weights_of)
-    rows = module._prompt_stream.indices(0, 8)
+    rows = ShuffledStream(20, seed=0).indices(0, 8)
     batch = data.train_set.token_batch(rows, sum(len(data.train_set.responses[row]) for row in rows.tolist()))
     other = make_trainer(max_steps=1)
     known = step_of(make_module(kind=KDModule, loss=loss), make_pairs(train_batches=[batch]), other, weights_of)
@@ -157,17 +165,17 @@ def test_the_teachers_text_is_the_teachers(make_module, make_prompts):
     module = make_module(source=TeacherText())
     module.configure_model()
     prompts = make_prompts((5, 3, 7, 1))
-    written = module.collect(prompts, phase=3)
-    module.source = StudentText()
-    assert not torch.equal(module.collect(prompts, phase=3).response_ids, written.response_ids)
+    written = module.collector.collect(prompts, phase=3)
+    module.rollouts = replace(module.rollouts, source=StudentText())
+    assert not torch.equal(module.collector.collect(prompts, phase=3).response_ids, written.response_ids)
     module.student.load_state_dict(module.teacher.state_dict())
-    assert torch.equal(module.collect(prompts, phase=3).response_ids, written.response_ids)
+    assert torch.equal(module.collector.collect(prompts, phase=3).response_ids, written.response_ids)
 
 
 @pytest.mark.parametrize("cache", ["none", "hidden"])
 def test_padding_changes_nothing(cache, make_module, make_pairs, make_trainer, make_recorder):
     recorder = make_recorder()
-    module = make_module(teacher_cache=cache, optimizer=partial(torch.optim.SGD, lr=0.0))
+    module = make_module(cache=cache, optimizer=partial(torch.optim.SGD, lr=0.0))
     make_trainer(max_steps=1, callbacks=[recorder]).fit(module, make_pairs())
     batch = recorder.batches[0]
     text = batch.rollouts
@@ -190,7 +198,7 @@ def test_padding_changes_nothing(cache, make_module, make_pairs, make_trainer, m
 
 @pytest.mark.parametrize(
     "options",
-    [{"teacher_cache": "hidden"}, {"rollout_batch_size": 64}, {"teacher_offload": True, "teacher_cache": "hidden"}],
+    [{"cache": "hidden"}, {"rollout_batch_size": 64}, {"offload": True, "cache": "hidden"}],
     ids=["teacher kept", "one batch", "teacher offloaded"],
 )
 def test_options_for_speed_and_memory_change_no_gradient(options, make_module, make_pairs, make_trainer, weights_of):
@@ -205,7 +213,7 @@ def test_micro_batches_sum_to_the_batch_with_the_pretraining_batch(make_module, 
     for micro in (8, 4, 2):
         trainer = make_trainer(max_steps=1, accumulate_grad_batches=8 // micro)
         steps.append(
-            step_of(make_module(lm_coef=0.5), make_pairs(micro_batch_size=micro, lm=True), trainer, weights_of)
+            step_of(make_module(pretraining_coef=0.5), make_pairs(micro_batch_size=micro, lm=True), trainer, weights_of)
         )
         metrics = trainer.callback_metrics
         total = metrics["train/kd_loss"] + 0.5 * metrics["train/pt_loss"]
@@ -324,10 +332,13 @@ class Weighted(TokenLoss):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss": MiniLLMLoss()}, "MiniLLMLoss reads old_logprobs, advantages, importance_weights.*module=minillm"),
-        ({"loss": Weighted()}, "Weighted reads importance_weights"),
-        ({"temperature": 0.0}, "temperature must be positive"),
-        ({"lm_coef": -1.0}, "lm_coef must be at least 0"),
+        ({"loss": MiniLLMLoss()}, r"MiniLLMLoss reads advantages, and there are none: pass advantages"),
+        (
+            {"loss": Weighted(), "source": ReferenceText()},
+            "Weighted reads importance_weights.*only text of the student",
+        ),
+        ({"loss_temperature": 0.0}, "temperature must be positive"),
+        ({"pretraining_coef": -1.0}, "weight of the pretraining loss must be at least 0"),
         ({"sampling": SamplingConfig(temperature=0.0, teacher_mix_alpha=0.0)}, "positive sampling temperature"),
     ],
 )
@@ -337,5 +348,5 @@ def test_options_out_of_range_are_refused_when_made(options, message, make_modul
 
 
 def test_an_offloaded_teacher_that_every_step_reads_is_refused(make_module, make_pairs, make_trainer):
-    with pytest.raises(ValueError, match="use teacher_cache=hidden"):
-        make_trainer(max_steps=1).fit(make_module(teacher_offload=True), make_pairs())
+    with pytest.raises(ValueError, match=r"set teacher_use\.cache=hidden"):
+        make_trainer(max_steps=1).fit(make_module(offload=True), make_pairs())

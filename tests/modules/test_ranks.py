@@ -6,8 +6,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_minillm.losses import MiniLLMLoss
-from lightning_minillm.modules import MiniLLMModule
+from lightning_minillm.modules import minillm
 from lightning_minillm.rollout import SamplingConfig
 
 pytestmark = pytest.mark.skipif(
@@ -16,21 +15,20 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture
-def train(make_model, tokenizer, make_data, make_evaluation, make_trainer, sgd, weights_of, tmp_path):
+def train(make_model, tokenizer, make_data, make_evaluation, make_trainer, sgd, weights_of, tmp_path, options_of):
     """Weights and metrics at the end of a run on some ranks."""
 
     def run(ranks, steps=8, **fit):
-        module = MiniLLMModule(
-            make_model("gpt2", seed=1),
-            tokenizer,
-            teacher=make_model("gpt2", seed=2),
-            loss=MiniLLMLoss(whiten="all"),
-            optimizer=sgd(0.1),
-            sampling=SamplingConfig(max_new_tokens=6),
-            evaluation_sampling=SamplingConfig(max_new_tokens=4, teacher_mix_alpha=0.0),
-            num_rollouts=16,
-            ppo_epochs=2,
-        )
+        options = {
+            "whiten": "all",
+            "optimizer": sgd(0.1),
+            "sampling": SamplingConfig(max_new_tokens=6),
+            "validation_sampling": SamplingConfig(max_new_tokens=4, teacher_mix_alpha=0.0),
+            "num_rollouts": 16,
+            "ppo_epochs": 2,
+        }
+        student, teacher = make_model("gpt2", seed=1), make_model("gpt2", seed=2)
+        module = minillm(student, tokenizer, teacher=teacher, **options_of(options))
         # rows with one right answer on the first batch only: with two ranks, on the first rank only
         module.configure_model()
         validation = [make_evaluation(exact=(True, True, True, True)), make_evaluation(exact=(False,) * 4, seed=5)]

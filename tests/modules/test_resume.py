@@ -39,7 +39,7 @@ def train_with_checkpoints(make_minillm, make_data, make_evaluation, make_traine
         module = make_minillm(
             scheduler=partial(torch.optim.lr_scheduler.LinearLR, total_iters=8),
             sampling=SamplingConfig(max_new_tokens=4),
-            evaluation_sampling=SamplingConfig(max_new_tokens=2, teacher_mix_alpha=0.0),
+            validation_sampling=SamplingConfig(max_new_tokens=2, teacher_mix_alpha=0.0),
         )
         data = make_data(micro_batch_size=4, validation=[make_evaluation()] if validation else ())
         keep = [] if folder is None else [

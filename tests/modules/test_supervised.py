@@ -18,12 +18,13 @@ NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 
 @pytest.fixture(scope="module")
-def make_module(make_model, tokenizer, adamw):
+def make_module(make_model, tokenizer, adamw, options_of):
     """A module of MODULES, of tiny GPT-2 models without dropout."""
 
     def make(name, student_options=NO_DROPOUT, **options):
         student = make_model("gpt2", seed=1, **student_options)
-        return MODULES[name](student, tokenizer, make_model("gpt2", seed=2), **{"optimizer": adamw(), **options})
+        teacher = make_model("gpt2", seed=2)
+        return MODULES[name](student, tokenizer, teacher, **options_of(options, {"optimizer": adamw()}))
 
     return make
 
@@ -138,7 +139,7 @@ def test_parts_are_logged_by_their_names(make_module, make_data, make_tokens, ma
 def test_a_loss_against_a_teacher_needs_one(make_module, make_tokens):
     module = make_module("sft", loss=ForwardKL())
     module.configure_model()
-    with pytest.raises(ValueError, match=r"SFTModule needs a teacher: pass teacher=\.\.\."):
+    with pytest.raises(ValueError, match=r"there is no teacher to compare with: pass teacher=\.\.\."):
         module.apply_loss(module.loss, make_tokens(4))
 
 

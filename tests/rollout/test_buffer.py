@@ -4,6 +4,8 @@ import pickle
 import pytest
 import torch
 
+from lightning_minillm.batch_sizes import BatchSizes
+from lightning_minillm.distributed.placement import OneCopy
 from lightning_minillm.functional.returns import whiten, whitening_sums
 from lightning_minillm.rollout import RolloutBuffer
 from lightning_minillm.rollout.batching import select_rollouts
@@ -24,9 +26,29 @@ def phase(make_rollouts):
     return rollouts, returns, weights
 
 
-def make_buffer(**options):
-    sizes = {"num_rollouts": NUM_ROLLOUTS, "batch_size": BATCH_SIZE, "micro_batch_size": 2, "ppo_epochs": EPOCHS}
-    return RolloutBuffer(**{**sizes, "max_response_length": 9, "whiten": "all", "seed": 5, **options})
+class Rank(OneCopy):
+    """One of several ranks, whose sums and gathered objects the test supplies."""
+
+    def __init__(self, rank=0, world_size=1):
+        super().__init__()
+        self.rank, self.world_size = rank, world_size
+        self.reduce = lambda tensor: tensor
+        self.gather = lambda value: [value]
+
+    data_rank = property(lambda self: self.rank)
+    data_world_size = property(lambda self: self.world_size)
+
+    def sum_over_data(self, values):
+        return self.reduce(values)
+
+    def gather_over_data(self, value):
+        return self.gather(value)
+
+
+def make_buffer(num_rollouts=NUM_ROLLOUTS, batch_size=BATCH_SIZE, micro_batch_size=2, rank=0, world_size=1, **options):
+    sizes = BatchSizes(batch_size, micro_batch_size, world_size)
+    defaults = {"ppo_epochs": EPOCHS, "max_response_length": 9, "whiten": "all", "seed": 5}
+    return RolloutBuffer(num_rollouts, sizes, **{**defaults, "placement": Rank(rank, world_size), **options})
 
 
 def fill(buffer, phase, number=0):
@@ -45,13 +67,13 @@ def fill_ranks(phase, world_size, **options):
     totals = {}
     for buffer in buffers:  # a first round collects what each rank adds to the two reductions
         calls = []
-        buffer._reduce = lambda tensor, calls=calls: calls.append(tensor) or tensor
+        buffer.placement.reduce = lambda tensor, calls=calls: calls.append(tensor) or tensor
         fill(buffer, phase)
         for position, tensor in enumerate(calls):
             totals[position] = totals.get(position, 0) + tensor
     for buffer in buffers:
         answers = iter(sorted(totals))
-        buffer._reduce = lambda tensor, answers=answers: totals[next(answers)]
+        buffer.placement.reduce = lambda tensor, answers=answers: totals[next(answers)]
         fill(buffer, phase)
     return buffers
 
@@ -235,13 +257,13 @@ def test_states_of_all_ranks_lie_in_one_checkpoint(phase, same_rollouts):
     local = []
     for buffer in buffers:
         next(iter(buffer))
-        buffer._gather = lambda value: local.append(value) or [value]
+        buffer.placement.gather = lambda value: local.append(value) or [value]
         buffer.state_dict()
-    state = {"position": 1, "phase": 0, "ranks": local}
+    state = {"position": 1, "phase": 0, "accumulation": buffers[0].accumulation, "ranks": local}
     for rank, buffer in enumerate(buffers):
         restored = make_buffer(rank=rank, world_size=2)
         sums = iter((buffer._sums, buffer._counts))
-        restored._reduce = lambda tensor, sums=sums: next(sums)
+        restored.placement.reduce = lambda tensor, sums=sums: next(sums)
         restored.load_state_dict(state)
         for given, expected in zip(restored, buffer, strict=True):
             assert same_policy_batches(given, expected, same_rollouts)
@@ -259,7 +281,7 @@ def state_of_all_ranks(buffers):
     """The state that a real run would write: with the rows of all ranks."""
     local = []
     for buffer in buffers:
-        buffer._gather = lambda value: local.append(value) or [value]
+        buffer.placement.gather = lambda value: local.append(value) or [value]
         state = buffer.state_dict()
     return {**state, "ranks": local}
 
@@ -277,7 +299,7 @@ def test_another_number_of_ranks_goes_on_with_the_same_batches(before, after, ph
     for rank, expected in enumerate(fill_ranks(phase, after, micro_batch_size=1)):
         restored = make_buffer(micro_batch_size=1, rank=rank, world_size=after)
         sums = iter((expected._sums, expected._counts))
-        restored._reduce = lambda tensor, sums=sums: next(sums)
+        restored.placement.reduce = lambda tensor, sums=sums: next(sums)
         restored.load_state_dict(state)
         rest = list(expected)[2 * expected.accumulation :]
         assert len(rest) > 4
@@ -288,7 +310,7 @@ def test_another_number_of_ranks_goes_on_with_the_same_batches(before, after, ph
 def test_inside_a_step_ranks_and_micro_batches_stay_as_they_are(phase):
     buffer = fill(make_buffer(micro_batch_size=1), phase)
     next(iter(buffer))
-    with pytest.raises(ValueError, match=r"after 1 of 8 micro-batches .* here a step has 4: resume on 1 rank"):
+    with pytest.raises(ValueError, match=r"after 1 of 8 micro-batches, and a step has 4 here"):
         make_buffer(micro_batch_size=1, rank=0, world_size=2).load_state_dict(buffer.state_dict())
 
 
@@ -308,9 +330,9 @@ def test_other_sizes_cannot_go_on_from_the_middle(phase):
         ({"num_rollouts": 5}, "the nearest is 8"),
         (
             {"micro_batch_size": 3},
-            "batch_size=8 is not a multiple of micro_batch_size x ranks=3; the nearest is 6 or 9",
+            "batch_size=8 is not a multiple of micro_batch_size x devices=3; the nearest is 6 or 9",
         ),
-        ({"micro_batch_size": 4, "world_size": 4}, "micro_batch_size x ranks=16; the nearest is 16"),
+        ({"micro_batch_size": 4, "world_size": 4}, "micro_batch_size x devices=16; the nearest is 16"),
         ({"micro_batch_size": 0}, "must be at least 1"),
         ({"ppo_epochs": 0}, "ppo_epochs must be at least 1"),
         ({"num_rollouts": 0}, "the nearest is 8"),

@@ -1,0 +1,78 @@
+"""Options of a rollout phase, checked when they are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from lightning_minillm.rollout.sampling import SamplingConfig
+from lightning_minillm.rollout.sources import StudentText, TextSource
+
+TeacherCache = Literal["hidden", "none"]
+TeacherReading = Literal["auto", "lockstep", "after"]
+
+
+@dataclass(frozen=True)
+class RolloutOptions:
+    """The text of a rollout phase: how much, whose, and how it is sampled.
+
+    Attributes:
+        sampling: how student and teacher are sampled.
+        num_rollouts: responses per phase over all ranks (official 256); a multiple of the data module's batch size.
+        ppo_epochs: passes over each phase (official 4).
+        batch_size: rows that are sampled together on one rank; changes speed and memory only.
+        source: whose text a phase consists of; the student's by default.
+        loss_temperature: of student and teacher in the loss, positive; ``None`` for that of sampling. The loss is not
+            multiplied by its square.
+        recompute_logprobs: replace the sampler's student log-probabilities by those of one full pass, for half
+            precision, where cached decoding and a full pass differ.
+        seed: of sampling, shuffling and the source.
+
+    Raises:
+        ValueError: an option outside its range.
+    """
+
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    num_rollouts: int = 256
+    ppo_epochs: int = 4
+    batch_size: int = 64
+    source: TextSource = field(default_factory=StudentText)
+    loss_temperature: float | None = None
+    recompute_logprobs: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.ppo_epochs < 1 or self.num_rollouts < 1 or self.batch_size < 1:
+            raise ValueError("num_rollouts, ppo_epochs and the rollout batch_size must be at least 1")
+        if self.sampling.temperature == 0:
+            raise ValueError("rollouts need a positive sampling temperature, got 0")
+        if self.loss_temperature is not None and self.loss_temperature <= 0:
+            raise ValueError(f"loss_temperature must be positive or null, got {self.loss_temperature}")
+
+
+@dataclass(frozen=True)
+class TeacherOptions:
+    """When the teacher reads the text of a phase, what is kept of it, and where it is in between.
+
+    Attributes:
+        reading: ``"lockstep"``: the teacher advances with the student while sampling; ``"after"``: it reads the
+            finished text in full passes without a key-value cache, for tight memory (``teacher_mix_alpha`` must be 0);
+            ``"auto"``: in lockstep if its log-probabilities are needed or it has a share in the text, else after.
+        cache: ``"hidden"`` keeps the teacher's last hidden states of the text, so that updates need no teacher pass
+            over it; ``"none"`` runs the teacher in every update.
+        offload: keep the teacher in CPU memory except while text is collected; its head stays on the device for the
+            cached hidden states. A sharded teacher keeps its shards there and may be read in every step.
+
+    Raises:
+        ValueError: an unknown value.
+    """
+
+    reading: TeacherReading = "auto"
+    cache: TeacherCache = "hidden"
+    offload: bool = False
+
+    def __post_init__(self) -> None:
+        if self.reading not in get_args(TeacherReading):
+            raise ValueError(f"the teacher's reading must be one of {get_args(TeacherReading)}, got {self.reading!r}")
+        if self.cache not in get_args(TeacherCache):
+            raise ValueError(f"the teacher's cache must be one of {get_args(TeacherCache)}, got {self.cache!r}")
