@@ -1,1 +1,1 @@
-"""Models on several devices: sharding, splitting, and what ranks share."""
+"""Models on several devices: sharding, tensor parallelism, gradient norms and memory."""

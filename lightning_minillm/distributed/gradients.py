@@ -10,13 +10,13 @@ from torch.distributed.tensor import DTensor
 
 
 def total_norm(gradients: Iterable[Tensor]) -> Tensor:
-    """Return the 2-norm over all gradients; sharded ones count whole.
+    """Return the 2-norm over all gradients, however each of them is sharded.
 
-    torch's own function cannot mix plain tensors with tensors on different device meshes, as a model has that is
-    sharded by layers and by tensors at once. Here each kind gives its norm, and these are joined.
+    torch's own function cannot mix plain tensors with tensors on different device meshes, which a model sharded both by
+    layers and by tensors has. This one takes the norm of each kind and combines the norms.
 
     Args:
-        gradients: at least one; all ranks give the same ones in the same order.
+        gradients: at least one; all ranks pass the same gradients in the same order.
 
     Returns:
         Scalar, equal on all ranks.
@@ -30,21 +30,22 @@ def total_norm(gradients: Iterable[Tensor]) -> Tensor:
         kind = (gradient.device_mesh, gradient.placements) if isinstance(gradient, DTensor) else None
         kinds.setdefault(kind, []).append(gradient)
     norms = [_whole(torch.nn.utils.get_total_norm(group)) for group in kinds.values()]
-    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    return total
 
 
 def clip_by_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     """Scale all gradients in place so that their common 2-norm is at most ``max_norm``.
 
     Args:
-        parameters: those without gradient are left out.
+        parameters: parameters without a gradient are ignored.
         max_norm: positive.
 
     Returns:
-        The norm before, as :func:`total_norm`.
+        The norm before clipping, a scalar that is equal on all ranks; 0 without gradients.
 
     Raises:
-        ValueError: max_norm is not positive.
+        ValueError: ``max_norm`` is not positive.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.zeros(2))

@@ -1,7 +1,4 @@
-"""How much memory MiniLLM takes on each device, from model configurations alone.
-
-Legend: B rows, L tokens of a row, H hidden size, V vocabulary.
-"""
+"""The memory that MiniLLM takes on each device, estimated from model configurations alone."""
 
 from __future__ import annotations
 
@@ -19,15 +16,15 @@ _LAYER_TENSORS = 34  # bytes per token and hidden unit of a layer in half precis
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What of a model's configuration decides its memory."""
+    """The numbers in a model's configuration that determine its memory."""
 
     parameters: int
     layer_parameters: int
-    """Of the largest decoder layer."""
+    """Parameters of the largest decoder layer."""
     num_layers: int
     hidden_size: int
     kv_size: int
-    """Numbers of keys and values per token and layer."""
+    """Numbers that the cache holds per token and layer: keys and values together."""
     vocabulary: int
 
 
@@ -36,16 +33,17 @@ class Workload:
     """Sizes of a run on one device."""
 
     rollout_rows: int
-    """Rows that advance together while sampling."""
+    """Rows that are sampled together."""
     micro_batch_rows: int
+    """Rows of one forward pass of an update."""
     length: int
-    """Tokens of prompt and response."""
+    """Tokens of prompt and response together."""
     bytes_per_value: int = 2
-    """Of compute: 2 for bfloat16, 4 for float32."""
+    """Bytes of a number in the dtype of compute: 2 for bfloat16, 4 for float32."""
 
 
 def model_size(config: PretrainedConfig) -> ModelSize:
-    """Count without allocating: the model is made on the meta device."""
+    """Return the sizes of a model, which is built on the meta device and so allocates nothing."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     text = config.get_text_config()
@@ -65,24 +63,24 @@ def model_size(config: PretrainedConfig) -> ModelSize:
 def plan_memory(
     student: ModelSize, teacher: ModelSize, work: Workload, *, ranks: int, sharded: bool, teacher_bytes: int = 2
 ) -> dict[str, dict[str, float]]:
-    """Return GiB on each device, by moment and part.
+    """Return GiB on each device, during updates and during rollouts, by part.
 
-    The student has float32 masters, gradients and AdamW's two moments: 16 bytes a parameter. Sharded, each rank keeps
-    its part of these and of the teacher; in an update one layer of each is gathered with what belongs to no layer;
-    while sampling, both models are whole, in the dtype of compute. Activations are 34 bytes per token, hidden unit and
-    layer in half precision (twice that in float32); logits are 512 MiB a chunk in float32, three times that with their
-    gradient and softmax.
+    The student has float32 master weights, gradients and AdamW's two moments: 16 bytes per parameter. If models are
+    sharded, each rank keeps its part of these and of the teacher. During updates, two layers of each model and the
+    parameters outside of the layers are gathered; during rollouts both models are whole, in the dtype of compute.
+    Activations take 34 bytes per token, hidden unit and layer in half precision (twice that in float32). A chunk of
+    logits takes at most 512 MiB in float32, and three times that with its gradient and softmax.
 
     Args:
-        student: its size.
-        teacher: its size.
+        student: size of the student.
+        teacher: size of the teacher.
         work: rows and lengths on one device.
-        ranks: devices.
-        sharded: FSDP instead of copies.
-        teacher_bytes: per parameter of the teacher's stored weights.
+        ranks: number of devices.
+        sharded: FSDP; ``False`` for a copy on each device.
+        teacher_bytes: bytes per parameter of the teacher's stored weights.
 
     Returns:
-        ``{"update": {part: GiB}, "rollout": {part: GiB}}``; the parts of a moment add up.
+        ``{"update": {part: GiB}, "rollout": {part: GiB}}``; the parts add up to the memory of a device.
     """
     share = ranks if sharded else 1
     value = work.bytes_per_value
@@ -95,7 +93,7 @@ def plan_memory(
     tokens = work.micro_batch_rows * work.length
     update = {
         **kept,
-        "gathered layers": sum(map(_of_a_layer, (student, teacher))) * value if sharded else 0.0,
+        "gathered layers": sum(map(_gathered_parameters, (student, teacher))) * value if sharded else 0.0,
         "activations": tokens * student.hidden_size * student.num_layers * _LAYER_TENSORS * value / 2,
         "logits": 3 * min(2**29, tokens * student.vocabulary * 4),
     }
@@ -112,6 +110,6 @@ def plan_memory(
     }
 
 
-def _of_a_layer(model: ModelSize) -> float:
-    """Parameters that are gathered at once: two layers, since the next is fetched early, and what is in no layer."""
+def _gathered_parameters(model: ModelSize) -> float:
+    """Return the parameters gathered at once: two layers, since the next is prefetched, and those outside of layers."""
     return 2 * model.layer_parameters + model.parameters - model.num_layers * model.layer_parameters

@@ -1,9 +1,9 @@
 """Sharding any transformers causal LM with FSDP2, decoder layer by decoder layer.
 
-A package of ours calls body and head of a model one by one, which FSDP2 does not see: it gathers what belongs to the
-whole model (embeddings, last norm, head) when the model's own ``forward`` is called. So every use of a sharded model
-happens inside :func:`run_sharded` (training: layers are gathered one at a time) or :func:`gathered` (sampling: all of
-the model is gathered once). Both do nothing for a model that is not sharded.
+This package calls the body and the head of a model separately, which FSDP2 does not notice: it gathers the parameters
+outside of the layers (embeddings, last norm, head) when the model's own ``forward`` is called. So every use of a
+sharded model is inside :func:`run_sharded` (training: layers are gathered one at a time) or :func:`gathered` (sampling:
+the whole model is gathered once). Neither changes anything for a model that is not sharded.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from torch.distributed.tensor import DTensor
 from lightning_minillm._reach import layer_class_names
 
 _Result = TypeVar("_Result")
-_RUN = "run_as_forward"  # name of the method that a sharded model is given
+_RUN = "run_as_forward"  # name of the method that a sharded model gets
 _RESHARD = "reshards_after_forward"
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the layers that are sharded each by itself.
+    """Return the layers of a model, each of which is sharded by itself.
 
     transformers names their classes; for a model without such names, they are the members of its longest
     ``nn.ModuleList``.
@@ -53,7 +53,7 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether any parameter lies in shards on several ranks (or is made to, on one)."""
+    """Return whether any parameter is sharded over ranks, be it over a single one."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
@@ -70,12 +70,12 @@ def shard(
 
     Args:
         model: a transformers causal LM.
-        mesh: one dimension to shard over, or two: to replicate over and to shard over.
+        mesh: one dimension to shard over, or two: the first to replicate over, the second to shard over.
         reshard_after_forward: free a layer's gathered parameters after its forward pass and gather them again in the
-            backward pass; ``False`` keeps them in between: faster, more memory.
-        param_dtype: of gathered parameters and so of compute; ``None`` for that of the shards.
-        reduce_dtype: in which gradients are summed over ranks.
-        cpu_offload: keep the shards, their gradients and so the optimiser's state on the CPU.
+            backward pass; ``False`` keeps them in between, which is faster and takes more memory.
+        param_dtype: dtype of gathered parameters and so of compute; ``None`` for that of the shards.
+        reduce_dtype: dtype in which gradients are summed over ranks, if ``param_dtype`` is given.
+        cpu_offload: keep the shards, their gradients and the optimiser state on the CPU.
     """
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype if param_dtype else None)
     offload = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if cpu_offload else OffloadPolicy()
@@ -92,8 +92,8 @@ def shard(
 def run_sharded(models: Sequence[nn.Module], function: Callable[[], _Result]) -> _Result:
     """Call ``function`` as if it were the forward pass of all ``models``, so that it may use any part of them.
 
-    What belongs to no decoder layer is gathered once for the whole call, layers one at a time. The backward pass may
-    start from any tensor that the function returns, by itself or in a list, tuple or dict.
+    Parameters outside of the decoder layers are gathered once for the whole call, layers one at a time. The backward
+    pass may start from any tensor that the function returns, alone or in a list, tuple or dict.
     """
     for model in models:
         if isinstance(model, FSDPModule):
@@ -107,14 +107,14 @@ def run_sharded(models: Sequence[nn.Module], function: Callable[[], _Result]) ->
 
 @contextmanager
 def gathered(*models: nn.Module) -> Iterator[None]:
-    """Hold all parameters of ``models`` on every rank, for sampling: one all-gather a layer, none a token.
+    """Hold all parameters of ``models`` on every rank, for sampling: one all-gather per layer and none per token.
 
-    No rank waits for another inside, so that ranks may make different numbers of passes. Parameters must not be
+    Inside, no rank waits for another, so that ranks may make different numbers of passes. Parameters must not be
     updated inside.
     """
     sharded = [model for model in models if isinstance(model, FSDPModule)]
     modules = [module for model in sharded for module in _fsdp_modules(model)]
-    run_sharded(sharded, lambda: None)  # a first pass through the whole model tells FSDP what its root is
+    run_sharded(sharded, lambda: None)  # FSDP finds its root module in the first pass through the whole model
     for module in modules:
         module.set_reshard_after_forward(False, recurse=False)
         module.unshard()
@@ -127,7 +127,7 @@ def gathered(*models: nn.Module) -> Iterator[None]:
 
 
 def full_state_dict(model: nn.Module) -> dict[str, Any]:
-    """Return a model's whole state dict on the CPU of the first rank and ``{}`` on the others; all ranks take part."""
+    """Return the whole state dict of a model on the CPU of the first rank, ``{}`` elsewhere; all ranks take part."""
     if not is_sharded(model):
         return {name: value.detach().cpu() for name, value in model.state_dict().items()}
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -1,4 +1,4 @@
-"""One kernel instead of seven for the activation of GPT-2's family."""
+"""One kernel instead of seven for the activation function of GPT-2 and its relatives."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _TANH_GELU = (NewGELUActivation, FastGELUActivation)
 def fuse_activations(model: nn.Module) -> None:
     """Compute the tanh approximation of GELU in one kernel, in place; equal up to rounding.
 
-    transformers writes ``gelu_new`` and ``gelu_fast`` as seven elementwise operations, each of which reads and writes
-    the widest tensor of a layer and keeps it for the backward pass. The modules hold no weights; the config, and so
-    what is exported, stays as it is.
+    transformers computes ``gelu_new`` and ``gelu_fast`` in seven elementwise operations, each of which reads and writes
+    the widest tensor of a layer and keeps it for the backward pass. The modules have no weights. The config does not
+    change, so exported models keep the activation's name.
     """
     for module in model.modules():
         for name, child in module.named_children():

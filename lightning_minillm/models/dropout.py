@@ -1,4 +1,4 @@
-"""Switching dropout off while the rest of the model stays in training mode."""
+"""Switch dropout off while the rest of the model stays in training mode."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ _RATE_NAMES = ("dropout", "attention_dropout", "activation_dropout", "hidden_dro
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout rate of ``model`` to 0, in place; its config keeps the rates it was made with.
+    """Set every dropout rate of ``model`` to 0, in place; its config keeps the original rates.
 
-    Models apply dropout through ``nn.Dropout`` modules and through rates that they hold as numbers; both are covered.
-    Unlike eval mode, this leaves gradient checkpointing on.
+    Models apply dropout through ``nn.Dropout`` modules and through rates stored as numbers; both are set. Unlike eval
+    mode, this leaves gradient checkpointing on.
     """
     for module in model.modules():
         if isinstance(module, nn.Dropout):

@@ -1,4 +1,4 @@
-"""From a trained student, sharded or not, to a Hugging Face folder."""
+"""Write a trained student, sharded or not, as a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ ADAPTER_FOLDER = "adapter"
 
 
 def save_pretrained(model: PreTrainedModel, folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write model and tokenizer; adapters are merged into the weights, and also written alone to ``folder/adapter``.
+    """Write model and tokenizer; adapters are merged into the weights and also written alone to ``folder/adapter``.
+
+    All ranks call this together; the first one writes.
 
     Args:
-        model: all ranks, where there are several, call this together; the first one writes.
-        folder: is made.
-        tokenizer: goes beside the model.
+        model: the model.
+        folder: created if it does not exist.
+        tokenizer: written beside the model.
     """
     several = dist.is_available() and dist.is_initialized()
     adapted = has_lora(model)

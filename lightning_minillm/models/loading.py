@@ -1,14 +1,15 @@
-"""Loading students, teachers and tokenizers, and the checks that keep a run from failing late."""
+"""Load students, teachers and tokenizers, with the checks that make a run fail early rather than late."""
 
 from __future__ import annotations
 
-import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from lightning_minillm.files import read_json
 
 Quantization = Literal["8bit", "4bit"]
 _ADAPTER_FILE = "adapter_config.json"
@@ -30,24 +31,24 @@ def load_causal_lm(
     """Load a causal language model from a Hugging Face folder or hub name, or adapters with the model they adapt.
 
     Args:
-        path: folder or hub name; a folder of adapters in peft's format (the extra ``peft``) is merged into its model.
-        dtype: ``"float32"`` (students: the optimiser's master weights), ``"bfloat16"`` or ``"float16"``.
-        trust_remote_code: run code that comes with the model; off unless asked for.
-        attn_implementation: as in transformers (``"sdpa"``, ``"eager"``, ``"flash_attention_2"``); ``None`` for its
-            default.
+        path: folder or hub name. Adapters in peft's format (the extra ``peft``) are merged into the model they adapt.
+        dtype: ``"float32"`` (for students: these are the optimiser's master weights), ``"bfloat16"`` or ``"float16"``.
+        trust_remote_code: run code that comes with the model.
+        attn_implementation: ``"sdpa"``, ``"eager"``, ``"flash_attention_2"`` or any other name that transformers knows;
+            ``None`` for its default.
         dropout: overrides every dropout rate of the config, in [0, 1); ``None`` keeps them.
         revision: branch, tag or commit on the hub.
-        quantization: keep the matrices of a frozen model in ``"8bit"`` (LLM.int8, arXiv 2208.07339) or ``"4bit"`` (NF4,
-            arXiv 2305.14314) through the extra ``quantization``; ``dtype`` is then that of compute. In 8 bits, what
-            a row gives depends a little on the rows beside it.
+        quantization: store the matrices of a frozen model in ``"8bit"`` (LLM.int8, arXiv 2208.07339) or ``"4bit"``
+            (NF4, arXiv 2305.14314), which needs the extra ``quantization``; ``dtype`` is then the dtype of compute. In
+            8 bits, the outputs for a row depend slightly on the other rows of its batch.
 
     Returns:
-        The model, in eval mode, on the CPU; a quantised one on the current GPU, where there is one.
+        The model, in eval mode, on the CPU; a quantised model on the current GPU if there is one.
 
     Raises:
-        ValueError: unknown dtype or quantization, a folder that does not exist or lacks config.json, a model that needs
-            remote code, or adapters that are to be quantised.
-        ImportError: an extra that is needed is not installed.
+        ValueError: unknown dtype or quantization, a folder that does not exist or has no config.json, a model that
+            needs remote code, or adapters together with quantization.
+        ImportError: a required extra is not installed.
     """
     if dtype not in _DTYPES:
         raise ValueError(f"dtype must be one of {sorted(_DTYPES)}, got {dtype!r}")
@@ -55,17 +56,21 @@ def load_causal_lm(
     options = {"dtype": dtype, "trust_remote_code": trust_remote_code, "attn_implementation": attn_implementation}
     if (Path(path).expanduser() / _ADAPTER_FILE).is_file():
         if quantized:
-            raise ValueError(f"{str(path)!r} holds adapters, which cannot be merged into a quantised model: export it")
+            raise ValueError(
+                f"{str(path)!r} contains adapters, which cannot be merged into a quantised model: export the merged"
+                " model, or set quantization=null"
+            )
         return _load_merged(Path(path).expanduser(), {**options, "dropout": dropout, "revision": revision})
-    source = _checked_source(path)
-    overrides = _dropout_overrides(source, dropout, trust_remote_code, revision)
-    return AutoModelForCausalLM.from_pretrained(
-        source, **{**options, "dtype": _DTYPES[dtype], "revision": revision}, **quantized, **overrides
+    name = _checked_name(path)
+    overrides = _dropout_overrides(name, dropout, trust_remote_code, revision)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        name, **{**options, "dtype": _DTYPES[dtype], "revision": revision}, **quantized, **overrides
     ).eval()
+    return model
 
 
 def is_quantized(model: PreTrainedModel) -> bool:
-    """Whether a model's matrices are kept in 8 or 4 bits: they cannot be sharded, and stay on their device."""
+    """Return whether a model's matrices are stored in 8 or 4 bits; such a model is not sharded and not moved."""
     return bool(getattr(model, "is_quantized", False))
 
 
@@ -73,7 +78,9 @@ def _quantization_options(quantization: str, compute: torch.dtype) -> dict[str, 
     if quantization not in _QUANTIZATIONS:
         raise ValueError(f"quantization must be 8bit, 4bit or null, got {quantization!r}")
     if find_spec("bitsandbytes") is None or find_spec("accelerate") is None:
-        raise ImportError("a quantised model needs bitsandbytes: pip install 'lightning-minillm[quantization]'")
+        raise ImportError(
+            "quantization needs bitsandbytes and accelerate: pip install 'lightning-minillm[quantization]'"
+        )
     from transformers import BitsAndBytesConfig
 
     if quantization == "8bit":
@@ -85,21 +92,25 @@ def _quantization_options(quantization: str, compute: torch.dtype) -> dict[str, 
 
 
 def _load_merged(folder: Path, options: dict[str, Any]) -> PreTrainedModel:
-    """Load the model that adapters were made for, and add them to its weights."""
+    """Load the model that adapters were trained on, and add them to its weights."""
     try:
         from peft import PeftModel
     except ImportError as error:
         raise ImportError("loading adapters needs peft: pip install 'lightning-minillm[peft]'") from error
     model = load_causal_lm(_adapted_model(folder), **options)
     merged: PreTrainedModel = PeftModel.from_pretrained(model, folder).merge_and_unload()
-    return merged.eval()
+    merged.eval()
+    return merged
 
 
 def _adapted_model(folder: Path) -> str:
-    """Return the folder or hub name of the model that adapters were made for."""
-    name = json.loads((folder / _ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    """Return the folder or hub name of the model that adapters were trained on."""
+    name = read_json(folder / _ADAPTER_FILE).get("base_model_name_or_path")
     if not name:
-        raise ValueError(f"{folder / _ADAPTER_FILE} does not name the model it adapts (base_model_name_or_path)")
+        raise ValueError(
+            f"{str(folder / _ADAPTER_FILE)!r} does not name the model that the adapters belong to: set its"
+            " base_model_name_or_path"
+        )
     return str(name)
 
 
@@ -111,21 +122,21 @@ def init_causal_lm(
     attn_implementation: str | None = None,
     **config: Any,
 ) -> PreTrainedModel:
-    """Make a causal language model with random weights.
+    """Create a causal language model with random weights.
 
     Args:
-        architecture: transformers' model type: ``"gpt2"``, ``"opt"``, ``"llama"``, ``"mistral"``, ``"qwen2"``, ...
-        tokenizer: a tokenizer or its folder; gives vocabulary size and special ids (``vocab_size`` in ``config``
-            makes the embedding larger).
-        seed: of the weights. The global random state is left as it was.
-        attn_implementation: as in transformers; ``None`` for its default.
+        architecture: model type of transformers: ``"gpt2"``, ``"opt"``, ``"llama"``, ``"mistral"``, ``"qwen2"``, ...
+        tokenizer: a tokenizer or its folder, for vocabulary size and special ids; a ``vocab_size`` in ``config`` makes
+            the embedding larger.
+        seed: seed of the weights. The global random state is not changed.
+        attn_implementation: name of the attention in transformers, such as ``"sdpa"``; ``None`` for its default.
         config: fields of the model's config (``n_layer=2, n_head=2, n_embd=48, n_positions=128``, ...).
 
     Returns:
-        The model, float32, in eval mode, on the CPU.
+        The model in float32, in eval mode, on the CPU.
 
     Raises:
-        ValueError: an unknown architecture or config field.
+        ValueError: unknown architecture or config field.
     """
     if isinstance(tokenizer, (str, Path)):
         tokenizer = load_tokenizer(tokenizer)
@@ -134,38 +145,45 @@ def init_causal_lm(
     model_config = AutoConfig.for_model(architecture, **ids, pad_token_id=tokenizer.pad_token_id)
     unknown = [key for key in config if not hasattr(model_config, key)]
     if unknown:
-        raise ValueError(f"{architecture} has no config fields {unknown}; see {type(model_config).__name__}")
+        raise ValueError(
+            f"{architecture} has no config fields {', '.join(unknown)}: use those of transformers'"
+            f" {type(model_config).__name__}"
+        )
     model_config = AutoConfig.for_model(architecture, **ids, pad_token_id=tokenizer.pad_token_id, **config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(model_config, attn_implementation=attn_implementation)
-    return model.float().eval()
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(model_config, attn_implementation=attn_implementation)
+    model.float().eval()
+    return model
 
 
 def load_tokenizer(path: str | Path | None, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load a tokenizer; where it has no pad token, eos pads (masks never look at ids, so that does no harm).
+    """Load a tokenizer; one without a pad token pads with eos, which is safe because no mask is made from ids.
 
     Args:
-        path: folder or hub name; for a folder of adapters without a tokenizer, that of the model they adapt.
-        trust_remote_code: run code that comes with the tokenizer; off unless asked for.
+        path: folder or hub name. A folder of adapters without a tokenizer stands for the model they adapt.
+        trust_remote_code: run code that comes with the tokenizer.
 
     Returns:
         The tokenizer, padding on the left.
 
     Raises:
-        ValueError: none was named, a folder that does not exist, or a tokenizer without eos: responses could not end.
+        ValueError: no path, a folder that does not exist, or a tokenizer without an eos token to end responses with.
     """
     if path is None:
-        raise ValueError("no tokenizer was named: give a folder or a hub name (with commands, data.tokenizer=...)")
-    source = str(path)
-    if _looks_local(source) and not Path(source).is_dir():
-        raise ValueError(f"there is no folder {source!r} to load a tokenizer from; give a folder or a hub name")
-    folder = Path(source).expanduser()
+        raise ValueError("no tokenizer given: pass a folder or a hub name (data.tokenizer=... in commands)")
+    name, folder = str(path), Path(path).expanduser()
+    if _looks_local(name):
+        if not folder.is_dir():
+            raise ValueError(
+                f"there is no folder {name!r} to load a tokenizer from: pass an existing folder or a hub name"
+            )
+        name = str(folder)
     if (folder / _ADAPTER_FILE).is_file() and not (folder / "tokenizer_config.json").is_file():
-        source = _adapted_model(folder)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        name = _adapted_model(folder)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"the tokenizer of {source!r} has no eos token, so responses cannot end; set one and save it")
+        raise ValueError(f"the tokenizer of {name!r} has no eos token to end responses with: set one and save it")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
@@ -173,14 +191,14 @@ def load_tokenizer(path: str | Path | None, *, trust_remote_code: bool = False) 
 
 
 def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
-    """Make sure that both models mean the same by every token id.
+    """Check that every id is the same token for student and teacher.
 
     Args:
         student: the student's tokenizer.
         teacher: the teacher's tokenizer.
 
     Raises:
-        ValueError: an id stands for different tokens, or the ends of a text differ.
+        ValueError: some token or the eos token differs.
     """
     student_vocab, teacher_vocab = student.get_vocab(), teacher.get_vocab()
     different = set(student_vocab.keys() ^ teacher_vocab.keys())
@@ -189,45 +207,47 @@ def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokeni
         examples = ", ".join(repr(token) for token in sorted(different)[:3]) or "the eos token"
         raise ValueError(
             f"student and teacher have different tokenizers ({len(different)} tokens differ, e.g. {examples}), so their"
-            " distributions cannot be compared token by token. Use SeqKD, which needs only the teacher's text:"
-            " minillm-generate model=TEACHER ..., then minillm-train experiment=sft on the responses."
+            " distributions cannot be compared token by token: use SeqKD, which needs only the teacher's text"
+            " (minillm-generate model=TEACHER ..., then minillm-train experiment=sft on the responses)"
         )
 
 
 def shared_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel) -> int:
     """Return the number of leading ids that both models have logits for.
 
-    Models of one family pad their embedding to different sizes (Qwen2.5: 151,936 and 152,064 rows); the rows past the
-    tokenizer stand for nothing.
+    Models of one family pad their embedding to different sizes (Qwen2.5: 151,936 and 152,064 rows); the rows beyond the
+    tokenizer have no token.
     """
-    return min(student.get_output_embeddings().weight.shape[0], teacher.get_output_embeddings().weight.shape[0])
+    sizes: list[int] = [model.get_output_embeddings().weight.shape[0] for model in (student, teacher)]
+    return min(sizes)
 
 
-def _looks_local(source: str) -> bool:
-    return source.startswith((".", "/", "~")) or source.count("/") > 1 or Path(source).exists()
+def _looks_local(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
 
 
-def _checked_source(path: str | Path) -> str:
-    source = str(path)
-    if not _looks_local(source):
-        return source
-    folder = Path(source).expanduser()
+def _checked_name(path: str | Path) -> str:
+    """Return a hub name, or a folder that contains a model."""
+    name = str(path)
+    if not _looks_local(name):
+        return name
+    folder = Path(name).expanduser()
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {source!r} to load a model from; give an existing folder or a hub name")
+        raise ValueError(f"there is no folder {name!r} to load a model from: pass an existing folder or a hub name")
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{source!r} holds no config.json: it is not a Hugging Face model folder")
+        raise ValueError(f"{name!r} contains no config.json: pass a Hugging Face model folder or a hub name")
     return str(folder)
 
 
 def _dropout_overrides(
-    source: str, dropout: float | None, trust_remote_code: bool, revision: str | None
+    name: str, dropout: float | None, trust_remote_code: bool, revision: str | None
 ) -> dict[str, float]:
-    """Find which dropout fields the config has; also the early test for remote code."""
-    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
+    """Return the config's dropout fields with their new rate; raise early if the model needs remote code."""
+    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision)
     if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}) and not trust_remote_code:
-        raise ValueError(f"{source!r} brings its own code; set trust_remote_code=true if you trust its authors")
+        raise ValueError(f"{name!r} comes with its own code: set trust_remote_code=true if you trust its authors")
     if dropout is None:
         return {}
     if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+        raise ValueError(f"dropout must be in [0, 1), got {dropout}")
     return {key: dropout for key in _DROPOUT_KEYS if hasattr(config, key)}

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_minillm.models.loading import load_causal_lm
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import Linear as LoraLinear
 
 _ADAPTER = "default"
 
@@ -24,35 +28,43 @@ def add_lora(
     target_modules: Sequence[str] | str | None = None,
     seed: int = 0,
 ) -> PreTrainedModel:
-    """Freeze a model and put trainable adapters beside its projections, in place.
+    """Freeze a model and add trainable adapters to its projections, in place.
 
     Args:
         model: any transformers causal LM.
-        rank: of the two factors, at least 1.
-        alpha: the factors' product is multiplied by alpha / rank.
-        dropout: on what enters the factors, in [0, 1).
+        rank: rank of the adapters' two factors, at least 1.
+        alpha: the product of the factors is multiplied by alpha / rank.
+        dropout: dropout on the input of the adapters, in [0, 1).
         target_modules: names of the projections; ``None`` for peft's choice for the family, ``"all-linear"`` for all.
-        seed: of the first factor (the second starts at zero). The global random state is left as it was.
+        seed: seed of the first factor; the second starts at zero. The global random state is not changed.
 
     Returns:
-        The same model.
+        The same model, in eval mode.
 
     Raises:
         ImportError: peft is not installed.
-        ValueError: rank below 1, or peft's own complaints.
+        ValueError: ``rank`` is below 1, or peft rejects an option.
     """
     try:
         from peft import LoraConfig
     except ImportError as error:
         raise ImportError("LoRA needs peft: pip install 'lightning-minillm[peft]'") from error
     if rank < 1:
-        raise ValueError(f"the rank of LoRA must be at least 1, got {rank}")
-    targets = list(target_modules) if isinstance(target_modules, (list, tuple)) else target_modules
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
+        raise ValueError(f"rank must be at least 1, got {rank}")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # declared as int, used as a factor
+        lora_dropout=dropout,
+        target_modules=target_modules
+        if target_modules is None or isinstance(target_modules, str)
+        else [*target_modules],
+        task_type="CAUSAL_LM",
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model.add_adapter(config, adapter_name=_ADAPTER)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def load_lora_causal_lm(
@@ -65,14 +77,14 @@ def load_lora_causal_lm(
     seed: int = 0,
     **kwargs: Any,
 ) -> PreTrainedModel:
-    """Load a model with :func:`load_causal_lm` (``kwargs``) and :func:`add_lora`."""
+    """Load a model with :func:`load_causal_lm`, which takes ``kwargs``, and add adapters with :func:`add_lora`."""
     model = load_causal_lm(path, **kwargs)
     return add_lora(model, rank=rank, alpha=alpha, dropout=dropout_lora, target_modules=target_modules, seed=seed)
 
 
 def has_lora(model: nn.Module) -> bool:
-    """Whether :func:`add_lora` was here."""
-    return any(_is_adapted(module) for module in model.modules())
+    """Return whether a model has adapters of :func:`add_lora`."""
+    return any(True for _ in _adapted_layers(model))
 
 
 def merged_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -81,20 +93,24 @@ def merged_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str
     W' = W + (alpha / rank) B A
 
     Args:
-        model: with adapters; only its structure is used, so that it may be sharded.
+        model: a model with adapters; only its structure is used, so that it may be sharded.
         state: its whole state dict.
     """
     merged = {name: value for name, value in state.items() if ".lora_" not in name}
-    for name, module in model.named_modules():
-        if not _is_adapted(module):
-            continue
+    for name, layer in _adapted_layers(model):
         first, second = (state[f"{name}.lora_{factor}.{_ADAPTER}.weight"] for factor in "AB")
-        product = (second.float() @ first.float()) * module.scaling[_ADAPTER]
+        product = (second.float() @ first.float()) * layer.scaling[_ADAPTER]
         key = f"{name}.base_layer.weight"
         weight = merged[key]
-        merged[key] = (weight.float() + (product.T if module.fan_in_fan_out else product)).to(weight.dtype)
+        merged[key] = (weight.float() + (product.T if layer.fan_in_fan_out else product)).to(weight.dtype)
     return {name.replace(".base_layer.", "."): value for name, value in merged.items()}
 
 
-def _is_adapted(module: nn.Module) -> bool:
-    return hasattr(module, "base_layer") and _ADAPTER in getattr(module, "lora_A", {})
+def _adapted_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
+    if "peft" not in sys.modules:  # which made the adapters, if there are any
+        return
+    from peft.tuners.lora import Linear as LoraLinear
+
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLinear) and _ADAPTER in module.lora_A:
+            yield name, module

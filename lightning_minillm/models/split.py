@@ -1,7 +1,7 @@
-"""A causal language model as two steps: hidden states, then projection on the vocabulary.
+"""A causal language model in two steps: hidden states, then their projection on the vocabulary.
 
-Prompt logits are never needed and the projection is the largest tensor of a small model, so the package asks every
-model for hidden states and projects only what it uses.
+Logits of prompts are never needed, and logits are the largest tensor of a small model. So the package computes hidden
+states and projects only those it uses.
 
 Legend: B rows, L tokens, H hidden size, V vocabulary.
 """
@@ -23,38 +23,38 @@ from lightning_minillm.functional.grouping import left_aligned, length_groups
 from lightning_minillm.functional.logprobs import TokenStates, select_targets
 from lightning_minillm.functional.masking import position_ids
 
-_FEWEST_TOKENS = {"cpu": 512}  # of a pass: fewer take hardly less time
+_FEWEST_TOKENS = {"cpu": 512}  # per pass; fewer take hardly less time
 _FEWEST_TOKENS_ELSEWHERE = 8192
-_MOST_TOKENS = {"cpu": 512}  # of a pass: the widest states of more leave the cache
+_MOST_TOKENS = {"cpu": 512}  # per pass; the widest activations of more do not fit the processor's cache
 
 
 def pass_groups(lengths: Sequence[int], device: torch.device) -> list[slice]:
-    """Split rows, the longest first, into forward passes that suit the device.
+    """Group rows into forward passes whose size suits the device.
 
     Args:
-        lengths: tokens of each row, falling.
-        device: where they are read.
+        lengths: tokens of each row, in descending order.
+        device: the device of the passes.
     """
     fewest = _FEWEST_TOKENS.get(device.type, _FEWEST_TOKENS_ELSEWHERE)
     return length_groups(lengths, fewest, _MOST_TOKENS.get(device.type))
 
 
 class SplitCausalLM:
-    """Gives hidden states and logits of a transformers causal LM, equal to the model's own logits.
+    """Computes hidden states and logits of a transformers causal LM; the logits equal the model's own.
 
-    Soft-caps and logit scales are the model's. A model whose head cannot be split keeps working: its "hidden states"
-    are then its own logits, with a warning.
+    Soft-caps and logit scales of the model are applied. A model whose head cannot be told from its body works too, with
+    a warning: its "hidden states" are then its own logits.
 
     Args:
-        model: any ``AutoModelForCausalLM``. Held, not owned: parameters are registered elsewhere.
-        vocabulary: leading ids to give logits for; ``None`` for all.
+        model: any ``AutoModelForCausalLM``; its parameters are registered elsewhere.
+        vocabulary: number of leading ids to compute logits for; ``None`` for all.
     """
 
     def __init__(self, model: PreTrainedModel, vocabulary: int | None = None) -> None:
         self.model = model
         self.vocabulary: int | None = None
         self.may_be_static = True
-        """Whether decode steps of fixed shapes have not failed yet; the sampler remembers it here."""
+        """``False`` once a decode step of fixed shapes has failed; set by the sampler."""
         self._training_hidden: Callable[..., tuple[Tensor, Any]] = self.hidden
         self._body = model.base_model if model.base_model is not model else None
         self._head = model.get_output_embeddings()
@@ -74,12 +74,12 @@ class SplitCausalLM:
 
     @property
     def takes_positions(self) -> bool:
-        """Whether positions are an input of the model."""
+        """Whether the model takes positions as an input."""
         return self._takes_positions
 
     @property
     def hidden_size(self) -> int:
-        """Columns of what :meth:`hidden` returns: H, or V for a model that cannot be split."""
+        """Size of the last dimension of :meth:`hidden`: H, or V for a model whose head cannot be told from its body."""
         weight: Tensor = self._head.weight
         return weight.shape[1] if self.is_split else weight.shape[0]
 
@@ -90,18 +90,18 @@ class SplitCausalLM:
 
         Args:
             input_ids: ``[B, L]`` int64.
-            attention_mask: ``[B, S]`` bool, over the cached tokens and ``input_ids``; ``None`` where all count, or
-                where padding is on the right alone, so that no token that counts can see it. ``[B, 1, L, S]`` is
-                taken as it is: which cached token each may see.
-            positions: ``[B, L]`` int64; counted from the mask when ``None``, so that left padding does not matter.
-                Without either, they are the model's own.
+            attention_mask: ``[B, S]`` bool over the cached tokens and ``input_ids``; ``None`` if all tokens count, or
+                if padding is only on the right, where no token that counts can see it. A mask ``[B, 1, L, S]`` is
+                passed on unchanged: it tells which tokens each token may see.
+            positions: ``[B, L]`` int64; ``None`` counts them from a ``[B, S]`` mask, so that left padding does not
+                matter. Without either, the model uses its own.
             cache: a transformers cache to read and extend; ``None`` for none.
 
         Returns:
             ``[B, L, H]`` hidden states after the last norm, and the cache.
 
         Raises:
-            RuntimeError: a cache was given and none came back (gradient checkpointing in train mode switches it off).
+            RuntimeError: a cache was given and the model returned none, as with gradient checkpointing in train mode.
         """
         if positions is None and attention_mask is not None:
             positions = position_ids(attention_mask)[:, -input_ids.shape[1] :]
@@ -119,7 +119,9 @@ class SplitCausalLM:
             **kwargs,
         )
         if cache is not None and output.past_key_values is None:
-            raise RuntimeError("the model returned no key-value cache; sample in eval mode, without checkpointing")
+            raise RuntimeError(
+                "the model returned no key-value cache: sample in eval mode or without gradient checkpointing"
+            )
         return (output.last_hidden_state if self.is_split else output.logits), output.past_key_values
 
     def project(self, hidden: Tensor) -> Tensor:
@@ -140,14 +142,17 @@ class SplitCausalLM:
         return logits
 
     def compile(self, backend: str) -> None:
-        """Run the body of :meth:`token_states` through ``torch.compile``, for any batch shape; not that of sampling.
+        """Compile the body for :meth:`token_states`, for any batch shape; sampling is not compiled.
+
+        Args:
+            backend: backend of ``torch.compile``, such as ``"inductor"``.
 
         Raises:
-            ValueError: an unknown backend.
+            ValueError: unknown backend.
         """
         known = torch.compiler.list_backends(exclude_tags=())
         if backend not in known:
-            raise ValueError(f"unknown torch.compile backend {backend!r}; there are {', '.join(known)}")
+            raise ValueError(f"unknown torch.compile backend {backend!r}: use one of {', '.join(known)}")
         self._training_hidden = torch.compile(self.hidden, backend=backend, dynamic=True)
 
     def token_states(
@@ -157,8 +162,8 @@ class SplitCausalLM:
 
         Args:
             input_ids: ``[B, L]`` int64, padded on either side.
-            attention_mask: ``[B, L]`` bool. Rows are moved to the left and grouped by length before they are read.
-            target_mask: ``[B, L]`` bool, unshifted (see :class:`~lightning_minillm.types.TokenBatch`).
+            attention_mask: ``[B, L]`` bool. Rows are aligned to the left and grouped by length before the passes.
+            target_mask: ``[B, L]`` bool, not shifted: ``True`` at a token that is predicted from the tokens before it.
         """
         counted = attention_mask.bool() | target_mask
         order = left_aligned(counted)
@@ -168,20 +173,20 @@ class SplitCausalLM:
             # ranks that gather shards must make the same number of passes
             return self.states(self._selected(ids, targets)), ids[targets]
         by_length = lengths.argsort(descending=True, stable=True)
-        falling = lengths[by_length].tolist()
-        groups = pass_groups(falling, ids.device)
+        descending = lengths[by_length].tolist()
+        groups = pass_groups(descending, ids.device)
         if len(groups) == 1:
             return self.states(self._selected(ids, targets)), ids[targets]
         numbers = targets.flatten().cumsum(0).view_as(targets) - 1
         selected, places = [], []
         for group in groups:
-            rows, width = by_length[group], falling[group.start]
+            rows, width = by_length[group], descending[group.start]
             selected.append(self._selected(ids[rows, :width], targets[rows, :width]))
             places.append(numbers[rows][targets[rows]])
         return self.states(torch.cat(selected)[torch.cat(places).argsort()]), ids[targets]
 
     def _selected(self, input_ids: Tensor, target_mask: Tensor) -> Tensor:
-        """Run the body over rows that are padded on the right: no token that counts sees what is behind it."""
+        """Run the body over rows that are padded on the right, where no token that counts can see padding."""
         hidden, _ = self._training_hidden(input_ids, None)
         return select_targets(hidden, input_ids, target_mask)[0]
 
@@ -190,7 +195,7 @@ class SplitCausalLM:
         return TokenStates(hidden, self.project, self._head_parameters(), self._num_logits())
 
     def _head_parameters(self) -> tuple[Tensor, ...] | None:
-        """The weights behind :meth:`project`; unknown where they are sharded, since only the model may gather them."""
+        """Return the weights of :meth:`project`; ``None`` if they are sharded, since only the model may gather them."""
         if not self.is_split:
             return ()
         return None if is_sharded(self._head) else tuple(self._head.parameters())
@@ -203,7 +208,7 @@ class SplitCausalLM:
     def _obstacle(self) -> str | None:
         """Return why body and head do not give the model's own logits on a short input; ``None`` if they do."""
         if self._head is None or self._body is None:
-            return "transformers does not know them apart"
+            return "transformers names no head or no body"
         parameter = next(self.model.parameters())
         if parameter.is_meta:
             return None

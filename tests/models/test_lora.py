@@ -57,5 +57,5 @@ def test_the_same_seed_gives_the_same_adapters(make_model):
 
 
 def test_a_rank_below_one_is_an_error(make_model):
-    with pytest.raises(ValueError, match="at least 1, got 0"):
+    with pytest.raises(ValueError, match="rank must be at least 1, got 0"):
         add_lora(make_model("gpt2"), rank=0)
