@@ -206,7 +206,7 @@ def _report(config: Config, loggers: list[Any], results: Results, texts: Texts) 
     }
     samples = next(iter(texts.values()), {})
     evaluation_report.write_report(folder, config["name"], facts, results, pictures, samples)
-    evaluation_report.print_tables(results, config["name"], report.make_console())
+    evaluation_report.print_tables(results, config["name"])
     evaluation_report.log_report(loggers, results, pictures)
 
 

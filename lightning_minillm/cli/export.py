@@ -1,49 +1,58 @@
-"""``minillm-export``: a Hugging Face folder from a checkpoint."""
+"""``minillm-export``: a Hugging Face folder from a checkpoint in either format, offline and in one process."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from argparse import ArgumentParser
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_info
-from omegaconf import DictConfig
-
-from lightning_minillm.cli.config import run_command, to_plain
+from lightning_minillm.cli.errors import short_errors
 from lightning_minillm.cli.models import CheckpointOfRun
 from lightning_minillm.models.export import save_pretrained
 
-KEYS = "checkpoint output output_dir run_dir".split()
 
-
-def export(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def export(checkpoint: str | Path, output: str | Path, *, run_dir: str | Path | None = None) -> dict[str, int]:
     """Write the student of a checkpoint as a Hugging Face folder; adapters are merged.
 
     Args:
-        cfg: as composed from ``conf/export.yaml``.
+        checkpoint: ``last.ckpt`` or ``best.ckpt`` in a run's folder: a file, or a folder to which several ranks wrote.
+        output: the folder to write.
+        run_dir: the folder with the run's ``config.yaml``; by default two folders above the checkpoint.
 
     Returns:
-        Metrics (``optimizer_steps``, ``parameters``) and objects (``student``, ``output``).
+        ``optimizer_steps`` and ``parameters``.
 
     Raises:
         ValueError: no checkpoint, one that cannot be read, or no ``config.yaml`` of the run that wrote it.
     """
-    config = to_plain(cfg, KEYS)
-    run = CheckpointOfRun(Path(config["checkpoint"]), config["run_dir"])
+    run = CheckpointOfRun(Path(checkpoint), run_dir)
     metadata = run.metadata()
     student = run.student()
-    save_pretrained(student, config["output"], run.models.tokenizer)
+    save_pretrained(student, str(output), run.models.tokenizer)
     metrics = {
         "optimizer_steps": int(metadata["global_step"]),
         "parameters": sum(parameter.numel() for parameter in student.parameters()),
     }
-    rank_zero_info(f"wrote {config['output']}: {metrics['parameters']:,} parameters, step {metrics['optimizer_steps']}")
-    return metrics, {"student": student, "output": config["output"]}
+    print(f"wrote {output}: {metrics['parameters']:,} parameters, step {metrics['optimizer_steps']}")
+    return metrics
 
 
-def main() -> None:
+def make_parser() -> ArgumentParser:
+    """Return the parser of the command line, whose names are the arguments of :func:`export`."""
+    parser = ArgumentParser(
+        "minillm-export", description="Write the student of a checkpoint as a Hugging Face folder; adapters are merged."
+    )
+    add = parser.add_argument
+    add("checkpoint", help="last.ckpt or best.ckpt in a run's folder: a file, or a folder to which several ranks wrote")
+    add("output", help="the folder to write")
+    add("--run-dir", metavar="FOLDER", help="folder with the run's config.yaml (default: two above the checkpoint)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``export`` from the command line."""
-    run_command(export, "export")
+    with short_errors():
+        export(**vars(make_parser().parse_args(arguments)))
 
 
 if __name__ == "__main__":

@@ -1,102 +1,132 @@
-"""``minillm-plan``: memory of a run on each device, before anything is loaded."""
+"""``minillm-plan``: memory of a run on each device, from the models' configurations alone (no weights are loaded)."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig
 
 from lightning_minillm.batch_sizes import BatchSizes
-from lightning_minillm.cli.config import run_command, to_plain
+from lightning_minillm.cli.errors import short_errors
 from lightning_minillm.distributed.memory_plan import ModelSize, Workload, model_size, plan_memory
+from lightning_minillm.reports.tables import make_console
 
-KEYS = (
-    "batch_size device_memory max_length micro_batch_size num_devices output_dir param_dtype rollout_batch_size"
-    " student_path teacher_dtype teacher_path"
-).split()
+Parts = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""GiB by strategy, by moment of the run (``update`` or ``rollout``), and by what takes them."""
+
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_SHORT = {"student=": "student_path=", "teacher=": "teacher_path=", "devices=": "num_devices="}
 _USABLE = 0.9  # the rest goes to fragmentation, kernels and communication buffers
 
 
-def plan(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Print parameters, gradients, optimiser, caches and activations on each device, and what fits.
+def plan(
+    student: str,
+    teacher: str,
+    *,
+    devices: int = 1,
+    device_memory: float = 80,
+    param_dtype: str = "bfloat16",
+    teacher_dtype: str = "bfloat16",
+    batch_size: int = 64,
+    micro_batch_size: int = 8,
+    rollout_batch_size: int = 64,
+    max_length: int = 512,
+) -> dict[str, dict[str, Any]]:
+    """Print the memory of parameters, gradients, optimiser, caches and activations on each device, and what fits.
 
     Args:
-        cfg: as composed from ``conf/plan.yaml``.
+        student: a Hugging Face folder or hub name, of which only ``config.json`` is read.
+        teacher: a Hugging Face folder or hub name, of which only ``config.json`` is read.
+        devices: number of devices.
+        device_memory: memory of a device in GiB.
+        param_dtype: dtype of compute: ``float32``, ``bfloat16`` or ``float16``.
+        teacher_dtype: dtype of the teacher's weights.
+        batch_size: rows of an optimiser step over all devices.
+        micro_batch_size: rows of one forward pass on one device.
+        rollout_batch_size: rows that are sampled together on one device.
+        max_length: tokens of prompt and response.
 
     Returns:
-        ``{strategy: {"update": GiB, "rollout": GiB, "fits": bool}}`` and objects (``student``, ``teacher``, ``parts``).
+        ``{strategy: {"update": GiB, "rollout": GiB, "fits": bool}}``.
 
     Raises:
         ValueError: batch sizes that do not divide, an unknown dtype, or a model whose configuration cannot be read.
     """
-    config = to_plain(cfg, KEYS)
-    for key in ("param_dtype", "teacher_dtype"):
-        if config[key] not in _BYTES:
-            raise ValueError(f"{key} must be one of {', '.join(_BYTES)}, got {config[key]!r}")
-    devices = int(config["num_devices"])
-    BatchSizes(config["batch_size"], config["micro_batch_size"], devices)  # raises where they do not divide
-    student, teacher = (_size(config[f"{name}_path"]) for name in ("student", "teacher"))
-    value = _BYTES[config["param_dtype"]]
-    work = Workload(config["rollout_batch_size"], config["micro_batch_size"], config["max_length"], value)
-    parts = {
-        name: plan_memory(
-            student,
-            teacher,
+    for name, dtype in (("param_dtype", param_dtype), ("teacher_dtype", teacher_dtype)):
+        if dtype not in _BYTES:
+            raise ValueError(f"{name} must be one of {', '.join(_BYTES)}, got {dtype!r}")
+    BatchSizes(batch_size, micro_batch_size, devices)  # raises if they do not divide
+    sizes = {"student": _size(student), "teacher": _size(teacher)}
+    work = Workload(rollout_batch_size, micro_batch_size, max_length, _BYTES[param_dtype])
+    parts: Parts = {
+        strategy: plan_memory(
+            sizes["student"],
+            sizes["teacher"],
             work,
             ranks=devices,
-            sharded=name == "fsdp",
-            teacher_bytes=_BYTES[config["teacher_dtype"]],
+            sharded=strategy == "fsdp",
+            teacher_bytes=_BYTES[teacher_dtype],
         )
-        for name in ("ddp", "fsdp")
+        for strategy in ("ddp", "fsdp")
     }
-    verdict: dict[str, Any] = {}
-    for name, moments in parts.items():
+    verdict: dict[str, dict[str, Any]] = {}
+    for strategy, moments in parts.items():
         totals = {moment: sum(numbers.values()) for moment, numbers in moments.items()}
-        verdict[name] = {**totals, "fits": max(totals.values()) <= _USABLE * config["device_memory"]}
-    _show(config, student, teacher, parts, verdict)
-    return verdict, {"student": student, "teacher": teacher, "parts": parts}
+        verdict[strategy] = {**totals, "fits": max(totals.values()) <= _USABLE * device_memory}
+    models = ", ".join(f"{name} {size.parameters / 1e6:,.0f} M" for name, size in sizes.items())
+    _show(f"{models} parameters; {devices} device(s) of {device_memory:g} GiB", parts, verdict)
+    return verdict
 
 
 def _size(path: str) -> ModelSize:
     try:
         return model_size(AutoConfig.from_pretrained(path))
     except OSError as error:
-        raise ValueError(
-            f"no configuration of a model can be read from {path!r}: give a folder or a hub name"
-        ) from error
+        raise ValueError(f"no model configuration can be read from {path!r}: give a folder or a hub name") from error
 
 
-def _show(
-    config: Mapping[str, Any], student: ModelSize, teacher: ModelSize, parts: Mapping[str, Any], verdict: dict[str, Any]
-) -> None:
-    console = Console()
-    console.print(
-        f"student {student.parameters / 1e6:,.0f} M, teacher {teacher.parameters / 1e6:,.0f} M parameters;"
-        f" {config['num_devices']} device(s) of {config['device_memory']} GiB"
-    )
-    table = Table("GiB on each device", *(f"{name}, {moment}" for name in parts for moment in parts[name]))
-    names = list(dict.fromkeys(part for moments in parts.values() for numbers in moments.values() for part in numbers))
-    for part in names:
-        cells = [numbers.get(part) for moments in parts.values() for numbers in moments.values()]
-        table.add_row(part, *("" if cell is None else f"{cell:.2f}" for cell in cells), end_section=part == names[-1])
-    table.add_row("all", *(f"{verdict[name][moment]:.2f}" for name in parts for moment in parts[name]))
+def _show(head: str, parts: Parts, verdict: Mapping[str, Mapping[str, Any]]) -> None:
+    console = make_console()
+    console.print(head)
+    columns = [(strategy, moment) for strategy, moments in parts.items() for moment in moments]
+    table = Table("GiB on each device", *(f"{strategy}, {moment}" for strategy, moment in columns))
+    names = list(dict.fromkeys(name for strategy, moment in columns for name in parts[strategy][moment]))
+    for name in names:
+        cells = [parts[strategy][moment].get(name) for strategy, moment in columns]
+        table.add_row(name, *("" if cell is None else f"{cell:.2f}" for cell in cells), end_section=name == names[-1])
+    table.add_row("all", *(f"{verdict[strategy][moment]:.2f}" for strategy, moment in columns))
     console.print(table)
-    for name in parts:
-        console.print(f"{name}: {'fits' if verdict[name]['fits'] else 'does not fit'}")
+    for strategy in parts:
+        console.print(f"{strategy}: {'fits' if verdict[strategy]['fits'] else 'does not fit'}")
 
 
-def main() -> None:
+def make_parser() -> ArgumentParser:
+    """Return the parser of the command line, whose names are the arguments of :func:`plan`."""
+    parser = ArgumentParser(
+        "minillm-plan",
+        description="Print the memory that MiniLLM takes on each device, from the models' config.json alone.",
+        formatter_class=ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("student", help="Hugging Face folder or hub name")
+    add("teacher", help="Hugging Face folder or hub name")
+    add("--devices", type=int, default=1, help="number of devices")
+    add("--device-memory", type=float, default=80, help="memory of a device in GiB")
+    add("--param-dtype", choices=_BYTES, default="bfloat16", help="dtype of compute")
+    add("--teacher-dtype", choices=_BYTES, default="bfloat16", help="dtype of the teacher's weights")
+    add("--batch-size", type=int, default=64, help="rows of an optimiser step over all devices")
+    add("--micro-batch-size", type=int, default=8, help="rows of one forward pass on one device")
+    add("--rollout-batch-size", type=int, default=64, help="rows that are sampled together on one device")
+    add("--max-length", type=int, default=512, help="tokens of prompt and response")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``plan`` from the command line."""
-    for short, key in _SHORT.items():
-        sys.argv[1:] = [key + word.removeprefix(short) if word.startswith(short) else word for word in sys.argv[1:]]
-    run_command(plan, "plan")
+    with short_errors():
+        plan(**vars(make_parser().parse_args(arguments)))
 
 
 if __name__ == "__main__":

@@ -4,27 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
+from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
 from lightning_minillm.files import write_text
-from lightning_minillm.reports import summary as report
 from lightning_minillm.reports.pictures import draw_picture
 from lightning_minillm.reports.results import Results, group_of
+from lightning_minillm.reports.summary import side_by_side, summary_table
+from lightning_minillm.reports.tables import print_table
 
 REPORT_FILE = "report.md"
 PICTURES_FOLDER = "pictures"
+NOTE = "mean ± standard deviation of repeated measurements"
 _SAMPLES = 8
-_WIDEST = 6  # columns of a table on the screen
+
+
+@runtime_checkable
+class LogsTables(Protocol):
+    """A logger that takes tables, such as Lightning's ``WandbLogger``."""
+
+    def log_table(self, key: str, columns: list[str], data: list[list[Any]]) -> None:
+        """Log rows under a key."""
+
+
+@runtime_checkable
+class LogsImages(Protocol):
+    """A logger that takes images, such as Lightning's ``WandbLogger``."""
+
+    def log_image(self, key: str, images: list[Any]) -> None:
+        """Log image files under a key."""
 
 
 def draw_pictures(results: Results, folder: Path) -> dict[str, Path]:
-    """Draw every picture of which there are curves.
+    """Draw every picture that has at least one curve.
 
     Args:
         results: of all models.
-        folder: of the run; the pictures go to ``pictures/`` in it.
+        folder: the folder of the run; the pictures are written to ``pictures/`` in it.
 
     Returns:
         The PNG files by the name of the picture.
@@ -44,72 +62,66 @@ def write_report(
     results: Results,
     pictures: Mapping[str, Path],
     samples: Mapping[str, Path],
+    not_ranked: Sequence[str] = (),
 ) -> Path:
-    """Write ``report.md``: what was run, a table and the pictures of each evaluation, samples side by side.
+    """Write ``report.md``: the settings, a table and the pictures of each evaluation, samples side by side.
 
     Args:
-        folder: of the run.
+        folder: the folder of the run.
         title: of the report.
-        facts: what was run, by its name.
+        facts: the settings by their names.
         results: of all models.
-        pictures: PNG files in the folder, by name.
-        samples: by model, a JSONL file of responses; of one data set and seed.
+        pictures: PNG files in the folder, by the name of the picture.
+        samples: by model, a JSON Lines file of responses; of one data set and seed.
+        not_ranked: models that cannot have the best value, such as the teacher.
 
     Returns:
         The file.
     """
     parts = [f"# {title}\n", "\n".join(f"- {name}: {value}" for name, value in facts.items()) + "\n"]
-    groups = dict.fromkeys([*results.groups, *(group_of(key) for key in pictures)])
-    for group in groups:
+    for group in dict.fromkeys([*results.groups, *(group_of(key) for key in pictures)]):
         parts.append(f"## {group}\n")
         if group in results.groups:
-            parts.append(report.markdown_table(results.models, results.groups[group]))
+            table = summary_table(results.models, results.groups[group], notes=[NOTE], not_ranked=not_ranked)
+            parts.append(table.to_markdown())
         for key, file in pictures.items():
             if group_of(key) == group:
                 parts.append(f"![{results.pictures[key].title}]({file.relative_to(folder)})\n")
-    if any(len(summary) for summary in results.models.values()):
-        parts.append("Mean ± standard deviation, where a value was taken several times.\n")
     if samples:
-        parts.append(report.side_by_side(samples, _SAMPLES).replace("\n## ", "\n### ").replace("# ", "## ", 1))
+        parts.append(side_by_side(samples, _SAMPLES).replace("\n## ", "\n### ").replace("# ", "## ", 1))
     write_text(folder / REPORT_FILE, "\n".join(parts))
     return folder / REPORT_FILE
 
 
-def print_tables(results: Results, title: str, console: Console | None = None) -> None:
-    """Print a table an evaluation, several where there are many columns."""
+def print_tables(results: Results, title: str, console: Console | None = None, not_ranked: Sequence[str] = ()) -> None:
+    """Print one table per evaluation.
+
+    Args:
+        results: of all models.
+        title: put before the name of the evaluation.
+        console: standard output by default.
+        not_ranked: models that cannot have the best value, such as the teacher.
+    """
     for group, columns in results.groups.items():
-        print_wide(results.models, columns, f"{title}: {group}", console)
+        print_table(summary_table(results.models, columns, f"{title}: {group}", [NOTE], not_ranked), console)
 
 
-def print_wide(
-    models: Mapping[str, report.Summary],
-    columns: Sequence[report.Column],
-    title: str,
-    console: Console | None = None,
-    not_ranked: Sequence[str] = (),
-) -> None:
-    """Print a table as several, one below the other, that fit on a screen."""
-    for start in range(0, len(columns), _WIDEST):
-        shown = columns[start : start + _WIDEST]
-        report.print_table(models, title, console, not_ranked=not_ranked, columns=shown)
-
-
-def log_report(loggers: Iterable[Any], results: Results, pictures: Mapping[str, Path]) -> None:
-    """Give numbers, tables and pictures to every logger that takes them."""
+def log_report(loggers: Iterable[Logger], results: Results, pictures: Mapping[str, Path]) -> None:
+    """Give the numbers to every logger, and tables and pictures to those that take them."""
     means = {
         f"{model}/{key}": value["mean"] for model, summary in results.models.items() for key, value in summary.items()
     }
     for logger in loggers:
         logger.log_metrics(means)
-        if hasattr(logger, "log_table"):
+        if isinstance(logger, LogsTables):
             for group, columns in results.groups.items():
                 rows = [
-                    [model, *(summary[key]["mean"] if key in summary else None for key, *_ in columns)]
+                    [model, *(summary[column.key]["mean"] if column.key in summary else None for column in columns)]
                     for model, summary in results.models.items()
                 ]
-                heads = ["model", *(head for _, head, *_ in columns)]
+                heads = ["model", *(column.title for column in columns)]
                 logger.log_table(key=f"evaluation/{group}", columns=heads, data=rows)
-        if hasattr(logger, "log_image"):
+        if isinstance(logger, LogsImages):
             for key, file in pictures.items():
                 logger.log_image(key=f"pictures/{key}", images=[str(file)])
         logger.save()

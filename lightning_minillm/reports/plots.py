@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lightning_minillm.figures import new_figure, save_figure
-from lightning_minillm.reports.summary import COLUMNS, Summary
+from lightning_minillm.reports.summary import USUAL_COLUMNS
+from lightning_minillm.reports.tables import Summary
 
 Curve = list[tuple[int, float]]
 """(optimiser step, value)"""
@@ -79,19 +80,19 @@ def plot_bars(results: Mapping[str, Summary], file: Path) -> None:
         results: by model.
         file: a PNG file.
     """
-    shown = [column for column in COLUMNS if any(column[0] in summary for summary in results.values())]
+    shown = [column for column in USUAL_COLUMNS if any(column.key in summary for summary in results.values())]
     if not shown:
         return
     palette = colours(results)
     figure, panels = new_figure(len(shown))
-    for axis, (key, title, decimals, _) in zip(panels, shown, strict=True):
-        measured = {model: summary[key] for model, summary in results.items() if key in summary}
+    for axis, column in zip(panels, shown, strict=True):
+        measured = {model: summary[column.key] for model, summary in results.items() if column.key in summary}
         places = range(len(measured))
         means = [value["mean"] for value in measured.values()]
         deviations = [value["std"] for value in measured.values()]
         bars = axis.bar(places, means, yerr=deviations, capsize=3, color=[palette[model] for model in measured])
-        axis.bar_label(bars, fmt=f"%.{decimals}f", fontsize=7, padding=2)
+        axis.bar_label(bars, fmt=f"%.{column.decimals}f", fontsize=7, padding=2)
         axis.set_xticks(list(places), list(measured), rotation=45, ha="right")
-        axis.set_title(title)
+        axis.set_title(column.title)
         axis.margins(y=0.12)
     save_figure(figure, file)

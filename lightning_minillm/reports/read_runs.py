@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,17 +10,18 @@ from typing import Any
 
 import yaml
 
-from lightning_minillm.files import read_json
+from lightning_minillm.evaluation import Measure
+from lightning_minillm.files import digest, read_json, replace_in_strings
 from lightning_minillm.reports import run_folder as runs
-from lightning_minillm.reports import summary as report
 from lightning_minillm.reports.plots import read_curve
+from lightning_minillm.reports.results import read_measures
+from lightning_minillm.reports.summary import RESULTS_JSON, USUAL_COLUMNS
 
 EXPECTED = (
     "a recipe's folder (results.json), an output folder of minillm-evaluate (results.json), a training run"
     " (config.yaml, metrics.json), or a sweep (a folder of such folders)"
 )
 _OVERRIDES = Path(".hydra") / "overrides.yaml"
-_METRICS = "rougeL exact_match reverse_kl response_length loss".split()
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,8 @@ class Entry:
     """Of training, where it is known."""
     responses: Mapping[tuple[str, int], Path] = field(default_factory=dict)
     """JSON lines with ``index``, ``references`` and ``response``, by data set (empty for a single one) and seed."""
-    measures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """How metrics are shown, where the run says it: ``title``, ``decimals``, ``higher_is_better``."""
+    measures: Mapping[str, Measure] = field(default_factory=dict)
+    """How metrics are shown, if the run says so."""
     metrics: Path | None = None
     """Run directory with the learning curve."""
     starts_at: int = 0
@@ -81,14 +80,14 @@ def read_run(folder: Path) -> list[Entry] | None:
     config = runs.read_config(folder) or {}
     if "recipe" in config:
         return _read_recipe(folder, config)
-    results = read_json(folder / report.RESULTS_JSON)
+    results = read_json(folder / RESULTS_JSON)
     if results and "models" in results:
         return _read_evaluation(folder, config, results)
     if "max_steps" in config and "module" in config:
         return [_read_training(folder, config)]
     if "models" in config and "seeds" in config:
         names = config["models"] or {"model": config["model"]}
-        lacks = f"{report.RESULTS_JSON} (the evaluation has not finished)"
+        lacks = f"{RESULTS_JSON} (the evaluation has not finished)"
         return [Entry(name, str(folder), folder, config.get("split", "test"), {}, lacks=lacks) for name in names]
     return None
 
@@ -99,8 +98,8 @@ def read_run(folder: Path) -> list[Entry] | None:
 def _read_recipe(folder: Path, config: Mapping[str, Any]) -> list[Entry]:
     node = config["recipe"]
     stages, seeds = node["stages"], node["evaluate"]["seeds"]
-    results = read_json(folder / report.RESULTS_JSON) or {"models": {}}
-    group = results.get("settings") or _digest([node, config.get("teacher_seed")], folder, config["seed"])
+    results = read_json(folder / RESULTS_JSON) or {"models": {}}
+    group = _group({"recipe": node, "teacher_seed": config.get("teacher_seed")}, folder, config)
     entries = []
     for stage in node["evaluate"]["models"]:
         title = stages[stage].get("title") or stage
@@ -116,11 +115,11 @@ def _read_recipe(folder: Path, config: Mapping[str, Any]) -> list[Entry]:
             values={metric: value["values"] for metric, value in summary.items()},
             seed=None if stage in node["shared"] else config["seed"],
             responses=_response_files(_beside(folder, config, f"evaluate_{stage}"), stage, seeds),
-            measures=results.get("measures", {}),
+            measures=read_measures(results),
             metrics=own,
             starts_at=int(start_config.get("max_steps", 0)),
             is_teacher=stage == node["teacher"],
-            lacks="" if summary else f"{report.RESULTS_JSON} (the recipe has not finished)",
+            lacks="" if summary else f"{RESULTS_JSON} (the recipe has not finished)",
         )
         entries.append(entry)
     return entries
@@ -149,7 +148,7 @@ def _read_evaluation(folder: Path, config: Mapping[str, Any], results: Mapping[s
             split=results.get("split", "test"),
             values={metric: value["values"] for metric, value in summary.items()},
             responses=_response_files(folder, name, seeds, data_sets),
-            measures=results.get("measures", {}),
+            measures=read_measures(results),
             is_teacher=teacher is not None and paths.get(name) == teacher,
         )
         for name, summary in results["models"].items()
@@ -176,7 +175,7 @@ def _read_training(folder: Path, config: Mapping[str, Any]) -> Entry:
     metrics = read_json(folder / runs.METRICS_FILE)
     best = (metrics or {}).get("best")
     values, step = {}, None
-    for metric in _METRICS:
+    for metric in (column.key for column in USUAL_COLUMNS):
         curve = dict(read_curve(folder, f"val/{metric}"))
         if metrics and curve:
             step = _step_of(curve, best["optimizer_steps"] if best else None)
@@ -191,7 +190,7 @@ def _read_training(folder: Path, config: Mapping[str, Any]) -> Entry:
         identity["callbacks"] = None
     return Entry(
         model=config["name"],
-        group=_digest(identity, folder, config["seed"]),
+        group=_group(identity, folder, config),
         folder=folder,
         split="validation",
         values=values,
@@ -277,14 +276,22 @@ def label_jobs(overrides: Mapping[Path, Mapping[str, str]]) -> dict[Path, str]:
 # --- identity -------------------------------------------------------------------------------------------------------
 
 
-def _digest(value: Any, folder: Path, seed: int) -> str:
-    """Digest a configuration so that runs of other training seeds, in other folders, have the same."""
-    text = json.dumps(_without_seed(value, seed), sort_keys=True, default=str)
-    text = re.sub(rf"seed_{seed}\b", "seed_*", text.replace(str(folder), "<folder>"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _group(identity: Mapping[str, Any], folder: Path, config: Mapping[str, Any]) -> str:
+    """Return a digest of a run's settings that is the same for every training seed.
+
+    Args:
+        identity: the settings.
+        folder: of the run.
+        config: its configuration, with ``seed``, and ``output_dir`` unless nothing refers to it.
+    """
+    places = {str(place): "<folder>" for place in (config.get("output_dir") or folder, folder)}
+    return digest(_without_seed(replace_in_strings(identity, places), config["seed"]))[:16]
 
 
 def _without_seed(value: Any, seed: int) -> Any:
+    """Remove the training seed from a configuration, also from overrides and from the names of folders."""
     if isinstance(value, Mapping):
         return {key: _without_seed(item, seed) for key, item in value.items() if (key, item) != ("seed", seed)}
-    return [_without_seed(item, seed) for item in value] if isinstance(value, list) else value
+    if isinstance(value, list):  # the seeds of a recipe's stages are overrides; the teacher's is a setting of its own
+        return [_without_seed(item, seed) for item in value if not re.fullmatch(r"seed=\d+", str(item))]
+    return re.sub(rf"\bseed_{seed}\b", "seed_*", value) if isinstance(value, str) else value

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lightning_minillm.evaluation import Curve, Evaluation, Findings, Measure, Picture
-from lightning_minillm.reports.summary import Column, Summary, summarise_values
+from lightning_minillm.reports.summary import summarise
+from lightning_minillm.reports.tables import Column, Summary
 
 PLAIN = "responses"
 """The evaluation whose metrics have no name before theirs."""
@@ -31,7 +32,7 @@ class Results:
         self.pictures |= {prefix + name: picture for name, picture in evaluation.pictures.items()}
         summary = self.models.setdefault(model, {})
         for name, values in findings.values.items():
-            summary[prefix + name] = summarise_values([float(value) for value in values])
+            summary[prefix + name] = summarise([float(value) for value in values])
         for name, curve in findings.curves.items():
             self.curves.setdefault(prefix + name, {})[model] = curve
 
@@ -41,8 +42,7 @@ class Results:
         groups: dict[str, list[Column]] = {}
         for key, measure in self.measures.items():
             if any(key in summary for summary in self.models.values()):
-                column = (key, measure.title, measure.decimals, measure.higher_is_better)
-                groups.setdefault(group_of(key), []).append(column)
+                groups.setdefault(group_of(key), []).append(Column.of(key, measure))
         return groups
 
     def to_json(self) -> dict[str, Any]:
@@ -64,6 +64,11 @@ def group_of(key: str) -> str:
     return key.rpartition("/")[0] or PLAIN
 
 
+def read_measures(stored: Mapping[str, Any]) -> dict[str, Measure]:
+    """Return how the metrics in the content of ``results.json`` are shown; empty if it does not say."""
+    return {key: Measure(**measure) for key, measure in stored.get("measures", {}).items()}
+
+
 def from_json(stored: Sequence[Mapping[str, Any]], names: Mapping[str, str] | None = None) -> Results:
     """Put together what several ``results.json`` hold.
 
@@ -73,7 +78,7 @@ def from_json(stored: Sequence[Mapping[str, Any]], names: Mapping[str, str] | No
     """
     results = Results()
     for content in stored:
-        results.measures |= {key: Measure(**measure) for key, measure in content.get("measures", {}).items()}
+        results.measures |= read_measures(content)
         results.models |= {(names or {}).get(model, model): summary for model, summary in content["models"].items()}
         for key, picture in content.get("pictures", {}).items():
             shown = {name: value for name, value in picture.items() if name != "curves"}

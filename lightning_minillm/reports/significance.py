@@ -1,4 +1,4 @@
-"""Whether a model's Rouge-L differs from a baseline's by more than the choice of prompts: paired bootstrap."""
+"""Whether the difference between a model's Rouge-L and a baseline's is significant: a paired bootstrap over prompts."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def compare_with_baseline(
 ) -> tuple[PairedDifference, int] | None:
     """Compare two models on the prompts that both have answered.
 
-    A prompt's score is its mean over the training and sampling seeds that both models have; where their training
-    seeds have none in common (a teacher's, say), over all training seeds of each.
+    The score of a prompt is its mean over the training and sampling seeds that both models have. If they have no
+    training seed in common, as with a teacher, it is the mean over all training seeds of each model.
 
     Args:
-        model: its entries, one a training seed.
-        baseline: likewise.
-        data_set: whose prompts; empty where there is one.
-        num_resamples: of prompts.
+        model: the entries of the model, one per training seed.
+        baseline: the entries of the baseline, one per training seed.
+        data_set: name of the data set of the prompts; empty if there is only one.
+        num_resamples: number of times the prompts are resampled.
 
     Returns:
-        The difference, model minus baseline, and the number of prompts; ``None`` when there are no common ones.
+        The difference, model minus baseline, and the number of prompts; ``None`` if no prompt is common to both.
     """
     first, second = scores(model, data_set), scores(baseline, data_set)
     if not first or not second or not _same_prompts(model, baseline, data_set):
@@ -57,7 +57,7 @@ def compare_with_baseline(
 
 
 def scores(entries: Sequence[Entry], data_set: str = "") -> Scores:
-    """Return the Rouge-L of every prompt, as the evaluation wrote it down or else computed from the texts."""
+    """Return the Rouge-L of every prompt: the stored score, or else one computed from the texts."""
     return {
         (entry.seed, seed): {index: score for index, (_, score) in _read(file).items()}
         for entry in entries
@@ -74,13 +74,13 @@ def _same_prompts(model: Sequence[Entry], baseline: Sequence[Entry], data_set: s
 
 
 def _read(file: Path) -> Mapping[int, tuple[str, float]]:
-    """Return prompt and Rouge-L by index."""
+    """Return the prompt and the Rouge-L by index."""
     return _read_version(file, file.stat().st_mtime_ns)
 
 
 @cache
 def _read_version(file: Path, version: int) -> Mapping[int, tuple[str, float]]:
-    """Read a file once; it is read again when it has changed."""
+    """Read a file once per version; it is read again when it has changed."""
     found = {}
     for row in iterate_json_lines(file):
         score = row["rougeL"] if "rougeL" in row else rouge_l(row["response"], row["references"])

@@ -1,166 +1,94 @@
-"""Tables and files of results: means and deviations, side-by-side samples."""
+"""Means and deviations over seeds, the files that hold them, and responses side by side."""
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from lightning_minillm.files import read_json, read_json_lines, write_json, write_text
-
-Summary = dict[str, dict[str, Any]]
-"""``{metric: {"mean": float, "std": float, "values": [float]}}``"""
+from lightning_minillm.evaluation import Responses
+from lightning_minillm.files import read_json_lines, write_json, write_text
+from lightning_minillm.reports.tables import Column, Row, Summary, Table, Value, markdown_cell
 
 RESULTS_JSON = "results.json"
 RESULTS_CSV = "results.csv"
 
-Column = tuple[str, str, int, bool | None]
-"""Key, title, decimals, whether more is better (``None``: neither)."""
-
-COLUMNS: tuple[Column, ...] = (
-    ("rougeL", "Rouge-L", 2, True),
-    ("exact_match", "exact match %", 1, True),
-    ("reverse_kl", "reverse KL / token", 4, False),
-    ("response_length", "response tokens", 1, None),
-    ("loss", "loss", 3, False),
-)
+_USUAL = ("rougeL", "exact_match", "reverse_kl", "response_length", "loss")
+USUAL_COLUMNS = tuple(Column.of(key, Responses.measures_of_a_set[key]) for key in _USUAL)
+"""The columns of a table of which nothing else is asked."""
 
 
-def summarise(rows: Sequence[Mapping[str, float]]) -> Summary:
-    """Return mean and sample deviation (0 for one value) of every metric over repetitions.
+def summarise(values: Sequence[float]) -> Value:
+    """Return the mean and the sample deviation (0 for one value) of one metric, with the values.
 
     Example:
-        >>> summarise([{"rougeL": 1.0}, {"rougeL": 3.0}])["rougeL"]["mean"]
+        >>> summarise([1.0, 3.0])["mean"]
         2.0
     """
-    names = sorted({name for row in rows for name in row})
-    return {name: summarise_values([float(row[name]) for row in rows if name in row]) for name in names}
-
-
-def summarise_values(values: Sequence[float]) -> dict[str, Any]:
-    """Return mean and sample deviation (0 for one value) of one metric, with the values."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return {"mean": statistics.fmean(values), "std": deviation, "values": list(values)}
 
 
-def write_results(folder: Path, results: Mapping[str, Summary], about: Mapping[str, Any]) -> None:
-    """Write ``results.json`` (everything) and ``results.csv`` (a line a model).
+def over_seeds(runs: Sequence[Mapping[str, Sequence[float]]], within_one_run: bool = True) -> Summary:
+    """Summarise each metric over training seeds, of which each counts with its mean over sampling seeds.
 
     Args:
-        folder: where to.
-        results: by model.
-        about: what else belongs into the JSON: seeds, split, ...
+        runs: one per training seed: by metric, one value per sampling seed.
+        within_one_run: summarise a metric that only one run measured over that run's sampling seeds.
+
+    Example:
+        >>> over_seeds([{"rougeL": [1.0, 3.0]}, {"rougeL": [4.0]}])["rougeL"]["values"]
+        [2.0, 4.0]
     """
-    write_json(folder / RESULTS_JSON, {**about, "models": results})
-    names = sorted({name for summary in results.values() for name in summary})
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["model", *(f"{name}_{part}" for name in names for part in ("mean", "std"))])
-    for model, summary in results.items():
-        cells = [summary[name][part] if name in summary else "" for name in names for part in ("mean", "std")]
-        writer.writerow([model, *cells])
-    write_text(folder / RESULTS_CSV, text.getvalue())
+    summary: Summary = {}
+    for metric in dict.fromkeys(metric for run in runs for metric in run):
+        measured = [run[metric] for run in runs if metric in run]
+        alone = within_one_run and len(measured) == 1
+        summary[metric] = summarise(measured[0] if alone else [statistics.fmean(values) for values in measured])
+    return summary
 
 
-def over_training_seeds(folders: Iterable[Path], settings: str) -> dict[str, Summary]:
-    """Gather the results of runs that differ in nothing but the training seed.
-
-    Args:
-        folders: run directories; those without ``results.json``, or of other settings, are passed over.
-        settings: what ``results.json`` has to hold under this name.
-
-    Returns:
-        By model, each metric's mean and deviation over training seeds; a seed's value is its mean over sampling seeds.
-    """
-    found = [read_json(folder / RESULTS_JSON) for folder in folders]
-    models = [results["models"] for results in found if results and results.get("settings") == settings]
-    means = [
-        {name: {metric: value["mean"] for metric, value in summary.items()} for name, summary in run.items()}
-        for run in models
-    ]
-    return {name: summarise([run[name] for run in means]) for name in (means[0] if means else {})}
-
-
-def print_table(
-    results: Mapping[str, Summary],
-    title: str,
-    console: Console | None = None,
+def summary_table(
+    models: Mapping[str, Summary],
+    columns: Sequence[Column] = USUAL_COLUMNS,
+    title: str = "",
+    notes: Sequence[str] = (),
     not_ranked: Sequence[str] = (),
-    columns: Sequence[Column] = COLUMNS,
-) -> None:
-    """Print one table, the best of each column in bold.
+) -> Table:
+    """Return the table of several models, with the columns for which at least one of them has a value.
 
     Args:
-        results: by model.
-        title: above the table.
-        console: where to print; standard output by default.
-        not_ranked: models that are shown but do not compete, such as the teacher.
-        columns: what is shown of what was measured.
+        models: summaries by the name of the model.
+        columns: the metrics to show.
+        title: shown above the table.
+        notes: shown below it.
+        not_ranked: models that cannot have the best value, such as the teacher.
     """
-    shown = measured_columns(results, columns)
-    table = Table(title=title, caption="mean ± deviation")
-    table.add_column("model")
-    for _, name, _, more in shown:
-        table.add_column(name + {True: " ↑", False: " ↓", None: ""}[more], justify="right")
-    ranked = {model: summary for model, summary in results.items() if model not in not_ranked}
-    best = {key: _best(ranked, key, more) for key, _, _, more in shown}
-    for model, summary in results.items():
-        cells = []
-        for key, _, decimals, _ in shown:
-            text = format_value(summary.get(key), decimals)
-            cells.append(f"[bold]{text}[/bold]" if model == best[key] else text)
-        table.add_row(model, *cells)
-    (console or make_console()).print(table)
+    measured = [column for column in columns if any(column.key in summary for summary in models.values())]
+    rows = [Row(name, summary, ranked=name not in not_ranked) for name, summary in models.items()]
+    return Table(measured, rows, title, notes)
 
 
-def make_console() -> Console:
-    """Return a console on standard output, wide enough for the tables where that is a file."""
-    console = Console()
-    return console if console.is_terminal else Console(width=120)
+def write_results(folder: Path, models: Mapping[str, Summary], about: Mapping[str, Any]) -> None:
+    """Write ``results.json`` (everything) and ``results.csv`` (one line per model).
 
-
-def format_value(value: Mapping[str, Any] | None, decimals: int) -> str:
-    """Return ``mean ± deviation`` (the mean alone where nothing varies), or a dash where nothing was measured."""
-    if value is None:
-        return "-"
-    deviation = f" ± {value['std']:.{decimals}f}" if len(set(value["values"])) > 1 else ""
-    return f"{value['mean']:.{decimals}f}{deviation}"
-
-
-def measured_columns(results: Mapping[str, Summary], columns: Sequence[Column]) -> list[Column]:
-    """Return the columns for which any model has a value."""
-    return [column for column in columns if any(column[0] in summary for summary in results.values())]
-
-
-def markdown_table(results: Mapping[str, Summary], columns: Sequence[Column] = COLUMNS) -> str:
-    """Return the table of :func:`print_table` in Markdown."""
-    shown = measured_columns(results, columns)
-    lines = ["| model | " + " | ".join(name for _, name, _, _ in shown) + " |", "|---" * (len(shown) + 1) + "|"]
-    for model, summary in results.items():
-        cells = [format_value(summary.get(key), decimals) for key, _, decimals, _ in shown]
-        lines.append(f"| {model} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _best(results: Mapping[str, Summary], key: str, more: bool | None) -> str | None:
-    measured = {model: summary[key]["mean"] for model, summary in results.items() if key in summary}
-    if more is None or len(measured) < 2:
-        return None
-    return (max if more else min)(measured, key=lambda model: measured[model])
+    Args:
+        folder: the folder to write to.
+        models: summaries by the name of the model.
+        about: other content of the JSON file: seeds, split, ...
+    """
+    write_json(folder / RESULTS_JSON, {**about, "models": models})
+    names = sorted({name for summary in models.values() for name in summary})
+    write_text(folder / RESULTS_CSV, summary_table(models, [Column(name, name) for name in names]).to_csv())
 
 
 def side_by_side(responses: Mapping[str, Path], limit: int = 20) -> str:
-    """Return Markdown that shows what each model said to the same prompts.
+    """Return Markdown that shows the models' responses to the same prompts.
 
     Args:
-        responses: JSONL files of samples by model, from one seed.
-        limit: prompts to show, spread evenly over the tasks.
+        responses: by model, a JSON Lines file of responses; all of one sampling seed.
+        limit: number of prompts to show, spread evenly over the tasks.
     """
     by_model = {model: {row["index"]: row for row in read_json_lines(file)} for model, file in responses.items()}
     common = sorted(set.intersection(*(set(rows) for rows in by_model.values()))) if by_model else []
@@ -171,14 +99,14 @@ def side_by_side(responses: Mapping[str, Path], limit: int = 20) -> str:
         references = " / ".join(row["references"])
         task = f" ({row['task']})" if row["task"] else ""
         lines = [f"## {index}{task}\n", _quote(row["prompt"]), "", "| model | response |", "|---|---|"]
-        lines.append(f"| *references* | {_cell(references)} |")
-        lines += [f"| {model} | {_cell(rows[index]['response'])} |" for model, rows in by_model.items()]
+        lines.append(f"| *references* | {markdown_cell(references)} |")
+        lines += [f"| {model} | {markdown_cell(rows[index]['response'])} |" for model, rows in by_model.items()]
         sections.append("\n".join(lines) + "\n")
     return "\n".join(sections)
 
 
 def _spread(indices: Sequence[int], tasks: Mapping[int, str], limit: int) -> list[int]:
-    """Take rows from the tasks in turn."""
+    """Take indices from the tasks in turn."""
     queues: dict[str, list[int]] = {}
     for index in indices:
         queues.setdefault(tasks[index], []).append(index)
@@ -190,7 +118,3 @@ def _spread(indices: Sequence[int], tasks: Mapping[int, str], limit: int) -> lis
 
 def _quote(text: str) -> str:
     return "\n".join(f"> {line}" for line in text.splitlines())
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", "<br>")

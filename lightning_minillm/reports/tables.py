@@ -1,4 +1,4 @@
-"""One table of results in every form in which it is read: terminal, Markdown, LaTeX, CSV."""
+"""One table of results in every form: terminal, Markdown, LaTeX, CSV."""
 
 from __future__ import annotations
 
@@ -7,14 +7,28 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-Value = Mapping[str, Any]
-"""``{"mean": float, "std": float, "values": [float]}``"""
+from lightning_minillm.evaluation import Measure
 
+
+class Value(TypedDict):
+    """A metric over repetitions."""
+
+    mean: float
+    std: float
+    """Sample deviation; 0 for one value."""
+    values: list[float]
+
+
+Summary = dict[str, Value]
+"""The metrics of one model by their keys."""
+
+_COLUMNS_OF_A_SCREEN = 6
 _ARROWS = {True: " ↑", False: " ↓", None: ""}
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -36,11 +50,23 @@ class Column:
     title: str
     decimals: int = 2
     higher_is_better: bool | None = None
-    """``None``: nothing is marked as best."""
+    """``None``: no value is marked as best."""
+
+    @classmethod
+    def of(cls, key: str, measure: Measure, group: str = "") -> Column:
+        """Return the column of an evaluation's measure.
+
+        Args:
+            key: of the value in a row.
+            measure: the title, the decimals and the direction.
+            group: put before the title, such as the name of a data set.
+        """
+        title = f"{group}: {measure.title}" if group else measure.title
+        return cls(key, title, measure.decimals, measure.higher_is_better)
 
     @property
     def head(self) -> str:
-        """The title, with an arrow to where better is."""
+        """The title, with an arrow in the direction of better values."""
         return self.title + _ARROWS[self.higher_is_better]
 
 
@@ -50,23 +76,23 @@ class Row:
 
     name: str
     values: Mapping[str, Value]
-    """By key of a column; what was not measured is not there."""
+    """By the key of a column; columns that were not measured are absent."""
     marks: Mapping[str, str] = field(default_factory=dict)
-    """What follows a value, such as a star, by key of a column."""
+    """Text after a value, such as a star, by the key of a column."""
     section: str = ""
-    """Rows of one section stand together, and only they compete for the best value."""
+    """Rows of one section are shown together, and the best value is chosen among them."""
     ranked: bool = True
-    """Whether it competes."""
+    """Whether it can have the best value; ``False`` for a teacher."""
 
 
 class Table:
-    """Models against metrics: mean ± deviation, the best of each section in bold, a dash for what was not measured.
+    """Models against metrics: mean ± deviation, the best values of each section in bold, a dash for a missing value.
 
     Args:
         columns: the metrics.
         rows: the models; sections appear in the order of their first row.
-        title: above the table.
-        notes: below it, a line each.
+        title: shown above the table.
+        notes: shown below it, one per line.
 
     Example:
         >>> one, two = ({"loss": {"mean": mean, "std": 0.0, "values": [mean]}} for mean in (2.0, 1.0))
@@ -88,6 +114,7 @@ class Table:
         for row in rows:
             sections.setdefault(row.section, []).append(row)
         self.sections = tuple(map(tuple, sections.values()))
+        self.rows = tuple(row for section in self.sections for row in section)
 
     def to_rich(self) -> RichTable:
         """Return the table for a terminal."""
@@ -102,14 +129,14 @@ class Table:
         return table
 
     def to_markdown(self) -> str:
-        """Return the table in Markdown, without title, with the notes below."""
+        """Return the table in Markdown, without the title, with the notes below."""
         lines = ["| model | " + " | ".join(column.head for column in self.columns) + " |"]
         lines.append("|---" * (len(self.columns) + 1) + "|")
-        for row in self._rows():
+        for row in self.rows:
             # a bare * would begin an emphasis
-            texts = [text.replace("*", r"\*").replace("|", r"\|") for text, _ in self._cells(row)]
-            cells = [f"**{text}**" if best else text for text, (_, best) in zip(texts, self._cells(row), strict=True)]
-            lines.append(f"| {row.name.replace('|', chr(92) + '|')} | " + " | ".join(cells) + " |")
+            cells = [(markdown_cell(text).replace("*", r"\*"), best) for text, best in self._cells(row)]
+            texts = [f"**{text}**" if best else text for text, best in cells]
+            lines.append(f"| {markdown_cell(row.name)} | " + " | ".join(texts) + " |")
         notes = "".join(f"\n{note}\n" for note in self.notes)
         return "\n".join(lines) + "\n" + notes
 
@@ -130,21 +157,26 @@ class Table:
         return "\n".join([*lines, *([rf"\caption{{{caption}}}"] if caption else []), r"\end{table}"]) + "\n"
 
     def to_csv(self) -> str:
-        """Return mean and deviation of every column in full precision; empty where nothing was measured."""
+        """Return the mean and deviation of every column in full precision, empty where nothing was measured.
+
+        Sections have a column of their own if any row names one.
+        """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         keys = [column.key for column in self.columns]
-        writer.writerow(["model", "section", *(f"{key}_{part}" for key in keys for part in ("mean", "std"))])
-        for row in self._rows():
-            values = [row.values[key][part] if key in row.values else "" for key in keys for part in ("mean", "std")]
-            writer.writerow([row.name, row.section, *values])
+        with_sections = any(row.section for row in self.rows)
+        heads = [f"{key}_{part}" for key in keys for part in ("mean", "std")]
+        writer.writerow(["model", *(["section"] if with_sections else ()), *heads])
+        for row in self.rows:
+            cells: list[str | float] = [row.name, *([row.section] if with_sections else ())]
+            for key in keys:
+                value = row.values.get(key)
+                cells += ["", ""] if value is None else [value["mean"], value["std"]]
+            writer.writerow(cells)
         return text.getvalue()
 
-    def _rows(self) -> list[Row]:
-        return [row for section in self.sections for row in section]
-
     def _cells(self, row: Row) -> list[tuple[str, bool]]:
-        """Return text, and whether it is the best of its section, for every column."""
+        """Return for every column the text and whether it is the best value of its section."""
         return [
             (format_value(row.values.get(column.key), column.decimals) + row.marks.get(column.key, ""), best)
             for column in self.columns
@@ -160,8 +192,34 @@ class Table:
         return len(set(means)) > 1 and row.values[column.key]["mean"] == best
 
 
+def print_table(table: Table, console: Console | None = None) -> None:
+    """Print a table, as several below each other if it has many columns, and its notes.
+
+    Args:
+        table: what to print.
+        console: standard output by default.
+    """
+    console = console or make_console()
+    for start in range(0, len(table.columns), _COLUMNS_OF_A_SCREEN):
+        part = Table(table.columns[start : start + _COLUMNS_OF_A_SCREEN], table.rows, table.title)
+        console.print(part.to_rich())
+    for note in table.notes:
+        console.print(note, style="dim", markup=False, highlight=False)
+
+
+def make_console() -> Console:
+    """Return a console on standard output, wide enough for tables if that is a file."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
+
+
+def markdown_cell(text: str) -> str:
+    """Return text that can stand in a cell of a Markdown table."""
+    return text.replace("|", "\\|").replace("\n", "<br>")
+
+
 def format_value(value: Value | None, decimals: int) -> str:
-    """Return ``mean ± deviation``, the mean alone where nothing varies, or a dash where nothing was measured.
+    """Return ``mean ± deviation``, the mean alone if all values are equal, or a dash for a missing value.
 
     Example:
         >>> format_value({"mean": 2.0, "std": 1.0, "values": [1.0, 3.0]}, 1)
@@ -174,7 +232,7 @@ def format_value(value: Value | None, decimals: int) -> str:
 
 
 def _latex(text: str) -> str:
-    """Escape what LaTeX would read as a command."""
+    """Escape characters that LaTeX reads as commands."""
     return "--" if text == "-" else _LATEX_SIGNS.sub(lambda found: _LATEX[found[0]], text)
 
 

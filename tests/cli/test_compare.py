@@ -5,9 +5,8 @@ import json
 import pytest
 import yaml
 
-from lightning_minillm.cli import compare as module
-from lightning_minillm.cli.compare import compare, translate_paths
-from lightning_minillm.cli.config import compose_config
+from lightning_minillm.cli.compare import compare, main
+from lightning_minillm.reports import plots
 from lightning_minillm.reports.summary import summarise
 
 PROMPTS = 12
@@ -60,10 +59,10 @@ def make_recipe(root, seed, rouge=50.0, finished=True):
     write_curve(folder / "sft", [1 + seed, 2 + seed])
     write_curve(folder / "minillm", [3 + seed])
     values = {"teacher": 100.0, "SFT": 25.0 + seed, "MiniLLM": rouge + seed}
-    models = {title: summarise([{"rougeL": v - 1}, {"rougeL": v + 1}]) for title, v in values.items()}
-    models["MiniLLM"] |= summarise([{"reverse_kl": 0.5}])
+    models = {title: {"rougeL": summarise([v - 1, v + 1])} for title, v in values.items()}
+    models["MiniLLM"]["reverse_kl"] = summarise([0.5])
     if finished:
-        write_json(folder / "results.json", {"recipe": "r", "settings": "same", "models": models})
+        write_json(folder / "results.json", {"recipe": "r", "models": models})
     return folder
 
 
@@ -88,14 +87,13 @@ def make_job(folder, number, overrides, **training):
 
 
 def run(tmp_path, *folders, **options):
-    words = [f"{key}={value}" for key, value in options.items()]
-    runs = f"runs=[{','.join(map(str, folders))}]"
-    return compare(compose_config("compare", [runs, f"output_dir={tmp_path}/out", *words]))
+    found = compare(folders, output_dir=tmp_path / "out", **options)
+    return found.summaries, found
 
 
 def test_recipes_of_several_training_seeds(tmp_path):
     folders = [make_recipe(tmp_path / "r", seed) for seed in (0, 2)]
-    results, objects = run(tmp_path, *folders)
+    results, found = run(tmp_path, *folders)
     assert list(results) == ["teacher", "SFT", "MiniLLM"]
     assert results["MiniLLM"]["rougeL"]["values"] == [50.0, 52.0]
     assert results["teacher"]["rougeL"]["values"] == [99.0, 101.0]  # shared by the seeds: measured once
@@ -105,8 +103,8 @@ def test_recipes_of_several_training_seeds(tmp_path):
     assert any(line.startswith(r"| teacher | 100.00 ± 1.41\* |") and line.endswith("| - |") for line in lines)
     assert any("over 2 training seeds (0, 2)" in line for line in lines)
     assert "SFT: no reverse KL / token" in lines
-    (found,) = [model for model in objects["models"] if model.name == "MiniLLM"]
-    difference, prompts = found.tests["rougeL"]
+    (minillm,) = [model for model in found.models if model.name == "MiniLLM"]
+    difference, prompts = minillm.tests["rougeL"]
     assert prompts == PROMPTS
     assert difference.mean == pytest.approx(100 * 7 / 12)
     assert difference.p_value < 0.01
@@ -128,14 +126,14 @@ def test_every_file_is_written(tmp_path, capsys):
 def test_curves_are_means_over_seeds_and_begin_where_the_student_did(tmp_path, monkeypatch):
     drawn = {}
     monkeypatch.setattr(
-        module.plots,
+        plots,
         "plot_curves",
         lambda curves, file, models, label: drawn.update(curves, models=models, label=label),
     )
     run(tmp_path, *(make_recipe(tmp_path / "r", seed) for seed in (0, 2)))
     assert drawn["val/rougeL"] == {"teacher": [], "SFT": [(10, 2.0), (20, 3.0)], "MiniLLM": [(40, 4.0)]}
     assert drawn["models"] == ["teacher", "SFT", "MiniLLM"]  # those of the bars, for the same colours
-    assert drawn["label"] == module.plots.STEPS_FROM_INITIAL
+    assert drawn["label"] == plots.STEPS_FROM_INITIAL
 
 
 def test_models_that_answer_alike_get_no_star(tmp_path):
@@ -150,8 +148,8 @@ def test_other_prompts_are_not_compared(tmp_path):
     folder = make_recipe(tmp_path / "r", 0)
     for sampling in (10, 20):
         write_responses(folder / f"evaluate_minillm/responses/minillm_seed_{sampling}.jsonl", 10, prompt="another")
-    _, objects = run(tmp_path, folder)
-    assert {model.name for model in objects["models"] if model.tests} == {"teacher"}
+    _, found = run(tmp_path, folder)
+    assert {model.name for model in found.models if model.tests} == {"teacher"}
 
 
 def test_sweep_is_named_by_what_differs_and_gathered_over_seeds(tmp_path):
@@ -160,13 +158,13 @@ def test_sweep_is_named_by_what_differs_and_gathered_over_seeds(tmp_path):
     for number, (gamma, seed) in enumerate(jobs):
         overrides = ["experiment=x", f"advantages.gamma={gamma}", f"seed={seed}"]
         make_job(sweep, number, overrides, rouge=20.0 + number, seed=seed, right=4 if gamma == "0.9" else 9)
-    results, objects = run(tmp_path, sweep)
+    results, found = run(tmp_path, sweep)
     assert {name: summary["rougeL"]["values"] for name, summary in results.items()} == {
         "gamma=0.9": [20.0, 21.0],
         "gamma=1.0": [22.0, 23.0],
     }
-    assert objects["table"].title == "Results on the validation split"
-    assert objects["models"][1].tests["rougeL"][0].mean == pytest.approx(100 * 5 / 12)
+    assert found.table.title == "Results on the validation split"
+    assert found.models[1].tests["rougeL"][0].mean == pytest.approx(100 * 5 / 12)
 
 
 def test_what_is_missing_is_named(tmp_path, capsys):
@@ -202,25 +200,25 @@ def test_evaluations_of_several_data_sets(tmp_path):
     folder = tmp_path / "e"
     write_config(folder, {"models": {"a": "A", "t": "T"}, "teacher": {"path": "T"}, "seeds": [1]})
     scores = {"x/rougeL": 10.0, "y/rougeL": 20.0, "y/dist4": 30.0}
-    models = {name: summarise([{key: v + n for key, v in scores.items()}]) for n, name in enumerate(("a", "b", "t"))}
+    models = {name: {key: summarise([v + n]) for key, v in scores.items()} for n, name in enumerate(("a", "b", "t"))}
     measures = {key: {"title": "Rouge-L", "decimals": 1, "higher_is_better": True} for key in ("x/rougeL", "y/rougeL")}
     about = {"seeds": [1], "split": "test", "data_sets": {"x": "X", "y": "Y"}, "measures": measures}
     write_json(folder / "results.json", {**about, "models": models})
     for name, right in (("a", 2), ("b", 11), ("t", 12)):
         write_responses(folder / f"responses/{name}_x_seed_1.jsonl", right)
         write_responses(folder / f"responses/{name}_y_seed_1.jsonl", 2)
-    _, objects = run(tmp_path, folder)
+    _, found = run(tmp_path, folder)
     text = (tmp_path / "out/compare.md").read_text()
     assert "| model | x: Rouge-L ↑ | p | y: Rouge-L ↑ | p |" in text
-    assert [model.name for model in objects["models"]] == ["t", "a", "b"]
-    assert objects["models"][2].tests["x/rougeL"][0].p_value < 0.01
-    assert objects["models"][2].tests["y/rougeL"][0].p_value == 1.0
-    run(tmp_path, folder, metrics="[y/dist4]", baseline="t")
+    assert [model.name for model in found.models] == ["t", "a", "b"]
+    assert found.models[2].tests["x/rougeL"][0].p_value < 0.01
+    assert found.models[2].tests["y/rougeL"][0].p_value == 1.0
+    run(tmp_path, folder, metrics=["y/dist4"], baseline="t")
     assert "| model | y/dist4 |" in (tmp_path / "out/compare.md").read_text()
 
 
 def test_evaluation_without_responses_shows_what_it_has(tmp_path):
-    write_json(tmp_path / "e/results.json", {"models": {"a": summarise([{"exposure_bias/excess_error": 3.0}])}})
+    write_json(tmp_path / "e/results.json", {"models": {"a": {"exposure_bias/excess_error": summarise([3.0])}}})
     run(tmp_path, tmp_path / "e")
     assert "| model | exposure_bias/excess_error |" in (tmp_path / "out/compare.md").read_text()
 
@@ -228,10 +226,10 @@ def test_evaluation_without_responses_shows_what_it_has(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"baseline": "nobody"}, "baseline names 'nobody', which is no row; rows are teacher, SFT, MiniLLM"),
-        ({"teacher_name": "nobody"}, "teacher_name is 'nobody', which is no row"),
-        ({"metrics": "[bleu]"}, r"no run has the metric\(s\) bleu; measured are reverse_kl, rougeL"),
-        ({"significance": 5}, "significance must lie between 0 and 1"),
+        ({"baseline": "nobody"}, "the baseline 'nobody' is not a row; the rows are teacher, SFT, MiniLLM"),
+        ({"teacher": "nobody"}, "the teacher 'nobody' is not a row; the rows are teacher, SFT"),
+        ({"metrics": ["bleu"]}, r"no run has the metric\(s\) bleu; the runs have reverse_kl, rougeL"),
+        ({"significance": 5}, "significance must be between 0 and 1"),
     ],
 )
 def test_wrong_choices_are_named(options, message, tmp_path):
@@ -250,13 +248,18 @@ def test_what_is_no_run_is_an_error(tmp_path):
         run(tmp_path)
 
 
-def test_plain_paths_become_runs(tmp_path, monkeypatch):
-    (tmp_path / "alpha=0.2").mkdir()
-    monkeypatch.chdir(tmp_path)
-    assert translate_paths(["alpha=0.2", "it's", "--config-dir", "conf"]) == [
-        "--config-dir",
-        "conf",
-        r"runs=['alpha=0.2','it\'s']",
-    ]
-    with pytest.raises(ValueError, match="not both"):
-        translate_paths(["a", "runs=[b]"])
+def test_folders_of_any_name_and_options_are_read_from_the_command_line(tmp_path, capsys):
+    folder = make_recipe(tmp_path / "it's alpha=0.2, [odd]", 0)
+    main([str(folder), "--baseline", "MiniLLM", "--metrics", "reverse_kl", "rougeL", "--output-dir", f"{tmp_path}/out"])
+    text = (tmp_path / "out/compare.md").read_text()
+    assert "| model | reverse KL / token ↓ | Rouge-L ↑ | p |" in text
+    assert "differs from MiniLLM" in text
+    assert f"results are written to {tmp_path}/out" in capsys.readouterr().out
+
+
+def test_mistakes_on_the_command_line_are_short(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path / "nowhere")])
+    assert stop.value.code == 1
+    assert "error: there is no folder" in capsys.readouterr().err

@@ -1,13 +1,12 @@
-import sys
-
 import pytest
 import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from lightning_minillm.cli import plan
-from lightning_minillm.cli.config import compose_config
+from lightning_minillm.cli import export as export_command
+from lightning_minillm.cli import plan as plan_command
 from lightning_minillm.cli.export import export
+from lightning_minillm.cli.plan import plan
 from lightning_minillm.modules import CausalLMModule
 
 
@@ -35,7 +34,7 @@ def given(folder, **options):
 
 
 def test_the_folder_holds_the_checkpoints_weights(run_folder, make_model):
-    metrics, _ = export({**given(run_folder), "output_dir": "", "run_dir": None})
+    metrics = export(**given(run_folder))
     trained = make_model("llama", seed=5).state_dict()
     exported = AutoModelForCausalLM.from_pretrained(run_folder / "out").state_dict()
     assert exported.keys() == trained.keys()
@@ -44,31 +43,47 @@ def test_the_folder_holds_the_checkpoints_weights(run_folder, make_model):
 
 
 def test_what_cannot_be_exported_says_why(run_folder, tmp_path_factory):
-    rest = {"output_dir": "", "run_dir": None}
     with pytest.raises(ValueError, match="there is no checkpoint"):
-        export({**given(run_folder), "checkpoint": "nowhere/last.ckpt", **rest})
+        export(**given(run_folder, checkpoint="nowhere/last.ckpt"))
     with pytest.raises(ValueError, match=r"holds no config.yaml"):
-        export({**given(run_folder), **rest, "run_dir": str(tmp_path_factory.mktemp("empty"))})
+        export(**given(run_folder), run_dir=tmp_path_factory.mktemp("empty"))
     content = (run_folder / "checkpoints" / "last.ckpt").read_bytes()
     (run_folder / "checkpoints" / "last.ckpt").write_bytes(content[:1000])
     with pytest.raises(ValueError, match="not a complete checkpoint"):
-        export({**given(run_folder), **rest})
+        export(**given(run_folder))
+
+
+def test_a_checkpoint_is_exported_from_the_command_line(run_folder, tmp_path_factory, capsys, monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    checkpoint = tmp_path_factory.mktemp("it's [odd]") / "last.ckpt"
+    (run_folder / "checkpoints" / "last.ckpt").rename(checkpoint)
+    words = [str(checkpoint), str(run_folder / "out")]
+    export_command.main([*words, "--run-dir", str(run_folder)])
+    assert f"wrote {run_folder}/out: " in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        export_command.main(words)
+    assert stop.value.code == 1
+    assert "error: " in capsys.readouterr().err
 
 
 def test_the_plan_says_what_fits(run_folder, capsys):
-    overrides = [f"student_path={run_folder}/model", f"teacher_path={run_folder}/model", "num_devices=2"]
-    verdict, _ = plan.plan(compose_config("plan", overrides))
+    models = {"student": f"{run_folder}/model", "teacher": f"{run_folder}/model", "devices": 2}
+    verdict = plan(**models)
     assert verdict["fsdp"]["fits"]
     assert "key-value caches" in capsys.readouterr().out
     # logits of a chunk are the largest part of so small a model, and more than a device of no memory
-    verdict, _ = plan.plan(compose_config("plan", [*overrides, "device_memory=0.00001"]))
-    assert not verdict["ddp"]["fits"]
-    with pytest.raises(ValueError, match="the nearest is 8 or 10"):
-        plan.plan(compose_config("plan", [*overrides, "batch_size=9", "micro_batch_size=1"]))
+    assert not plan(**models, device_memory=0.00001)["ddp"]["fits"]
+    with pytest.raises(ValueError, match="batch_size=9 is not a multiple of micro_batch_size x devices=2"):
+        plan(**models, batch_size=9, micro_batch_size=1)
+    with pytest.raises(ValueError, match="teacher_dtype must be one of float32, bfloat16, float16, got 'int8'"):
+        plan(**models, teacher_dtype="int8")
 
 
-def test_the_command_line_takes_the_short_names(run_folder, monkeypatch, capsys):
-    words = [f"student={run_folder}/model", f"teacher={run_folder}/model", "devices=8"]
-    monkeypatch.setattr(sys, "argv", ["minillm-plan", *words])
-    plan.main()
+def test_a_run_is_planned_from_the_command_line(run_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    plan_command.main([f"{run_folder}/model", f"{run_folder}/model", "--devices", "8"])
     assert "8 device(s) of 80 GiB" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        plan_command.main([f"{run_folder}/model", f"{tmp_path}/nowhere"])
+    assert stop.value.code == 1
+    assert "error: no model configuration can be read" in capsys.readouterr().err

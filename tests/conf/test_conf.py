@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 
-from lightning_minillm.cli import compare, evaluate, export, generate, plan, train
+from lightning_minillm.cli import evaluate, generate, train
 from lightning_minillm.cli.build import (
     batch_sizes,
     build_datamodule,
@@ -108,12 +108,6 @@ def check_top(name, given):
     elif name == "generate":
         config = to_plain(compose_config("generate", ["model=x", *given[0]]), generate.KEYS)
         assert build(config["sampling"]).teacher_mix_alpha == 0
-    elif name == "export":
-        to_plain(compose_config("export", ["checkpoint=x/last.ckpt", "output=y"]), export.KEYS)
-    elif name == "compare":
-        to_plain(compose_config("compare", ["runs=[a,b]", *given[0][:1]]), compare.KEYS)
-    elif name == "plan":
-        to_plain(compose_config("plan", ["student_path=x", "teacher_path=y", "num_devices=8"]), plan.KEYS)
     else:
         assert name == "recipe"
         to_plain(compose_config("recipe", given[0]), recipe.KEYS)
@@ -291,7 +285,7 @@ def check_recipe(name, given):
     _, values = given
     data = values["data"] if name == "dolly_scratch" else []
     cfg = compose_config("recipe", [f"recipe={name}", *given[0], *data])
-    stages = recipe.plan(to_plain(recipe._with_absolute_paths(cfg), recipe.KEYS), shown_progress=True)
+    stages = recipe.compose_stages(recipe.read_config(cfg), shown_progress=True)
     for stage in stages.values():
         keys = {"train": train.KEYS, "generate": generate.KEYS, "evaluate": evaluate.KEYS}[stage.command]
         to_plain(stage.config, keys)
@@ -408,10 +402,9 @@ def test_top_level_keys_that_were_forced_in_are_errors():
         to_plain(compose_config("train", ["+no_such_key=1"]), train.KEYS)
 
 
-@pytest.mark.parametrize("command", ["compare", "train", "evaluate", "export", "generate", "plan", "recipe"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "generate", "recipe"])
 def test_every_top_level_key_is_read(command):
-    commands = {"train": train, "evaluate": evaluate, "generate": generate, "recipe": recipe}
-    keys = (commands | {"compare": compare, "export": export, "plan": plan})[command].KEYS
+    keys = {"train": train, "evaluate": evaluate, "generate": generate, "recipe": recipe}[command].KEYS
     most = ["module=minillm"] if command == "train" else []  # the one with the most parts
     assert {str(key) for key in compose_config(command, most)} == set(keys)
 
@@ -434,7 +427,7 @@ def test_quickstart_minillm_is_the_stage_of_the_quickstart(tmp_path):
     cfg = compose_config(
         "recipe", ["recipe=quickstart", "seed=3", f"output_dir={root}/seed_3", f"shared_dir={root}/shared"]
     )
-    stage = recipe.plan(to_plain(recipe._with_absolute_paths(cfg), recipe.KEYS), shown_progress=True)["minillm"].config
+    stage = recipe.compose_stages(recipe.read_config(cfg), shown_progress=True)["minillm"].config
     places = [f"data.path={root}/shared/data", "seed=3", f"output_dir={root}/seed_3/minillm"]
     run = to_plain(compose_config("train", ["experiment=quickstart_minillm", *places]), train.KEYS)
 

@@ -103,8 +103,8 @@ def test_recipe_names_the_models_of_its_size(name):
 @pytest.mark.parametrize("name", ["gpt2_120m", "qwen2.5_1.5b"])
 def test_recipe_runs_the_experiments_of_its_size(name, tmp_path):
     words = [f"recipe=paper/{name}", "data.path=d", "data.corpus=c", f"output_dir={tmp_path}/seed_0"]
-    config = to_plain(recipe._with_absolute_paths(compose_config("recipe", words)), recipe.KEYS)
-    stages = recipe.plan(config, shown_progress=True)
+    config = recipe.read_config(compose_config("recipe", words))
+    stages = recipe.compose_stages(config, shown_progress=True)
     trained = ["teacher", "init", "sft", "kd", "seqkd", "minillm"]
     assert [stage for stage in stages if not stage.startswith("evaluate")] == [*trained[:4], "generate", *trained[4:]]
     for stage in trained:
@@ -121,4 +121,4 @@ def test_recipe_runs_the_experiments_of_its_size(name, tmp_path):
 def test_recipe_asks_for_data_and_corpus(tmp_path):
     config = to_plain(compose_config("recipe", ["recipe=paper/gpt2_120m", f"output_dir={tmp_path}"]), recipe.KEYS)
     with pytest.raises(ValueError, match=r"needs data\.path=\.\.\. and data\.corpus=\.\.\."):
-        recipe.plan(config, shown_progress=True)
+        recipe.compose_stages(config, shown_progress=True)

@@ -17,7 +17,6 @@ import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from lightning_minillm.cli.compare import translate_paths
 from lightning_minillm.cli.config import compose_config, quote_numbers, to_plain
 from lightning_minillm.cli.recipe import command as recipe
 
@@ -27,8 +26,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PLACEHOLDERS = {"$PWD": ".", "$NODE": "0", "$HOST": "localhost"}
 # A word that stands for more overrides: what it leaves out is not asked for.
 MORE = "..."
-# minillm-plan's short names (see its main).
-SHORT = {"student=": "student_path=", "teacher=": "teacher_path=", "devices=": "num_devices="}
+# Commands without a configuration: their words are options of their own.
+WITHOUT_CONFIG = ("compare", "export", "plan")
 # Commands that need files of the reader's own folder, or a package that the tests do without; what tests them instead.
 RUN_ELSEWHERE = {"hydra.searchpath": "tests/test_extending.py"}
 if importlib.util.find_spec("sentence_transformers") is None:
@@ -114,20 +113,19 @@ def test_there_are_commands_on_the_pages():
 @pytest.mark.parametrize("words", COMMANDS)
 def test_command_composes(words):
     name = words[0].removeprefix("minillm-")
-    keys = importlib.import_module(f"lightning_minillm.cli.{name}").KEYS
+    module = importlib.import_module(f"lightning_minillm.cli.{name}")
+    if name in WITHOUT_CONFIG:
+        module.make_parser().parse_args(words[1:])  # exits where an option is unknown
+        return
     overrides, sweeps = overrides_of(words[1:])
     if any(word.startswith("hydra.searchpath") for word in overrides):
         pytest.skip(f"its files are in the guide: see {RUN_ELSEWHERE['hydra.searchpath']}")
-    if name == "compare":
-        overrides = translate_paths(overrides)
-    if name == "plan":
-        overrides = [next((SHORT[s] + w.removeprefix(s) for s in SHORT if w.startswith(s)), w) for w in overrides]
     for job in jobs_of(overrides, sweeps):
         cfg = compose_config(name, job)
         if MORE not in words:
-            to_plain(cfg, keys)  # refuses a key that nothing reads
+            to_plain(cfg, module.KEYS)  # refuses a key that nothing reads
             if name == "recipe" and "train_extra" in " ".join(words):
-                recipe.plan(to_plain(recipe._with_absolute_paths(cfg), keys), shown_progress=True)
+                recipe.compose_stages(recipe.read_config(cfg), shown_progress=True)
 
 
 # --- running --------------------------------------------------------------------------------------------------------
@@ -168,14 +166,14 @@ def small_recipe(node):
 def run(words, number):
     """Run one command of a page in the working directory, in this process unless it sweeps or starts others."""
     name, given = words[0].removeprefix("minillm-"), words[1:]
-    if name == "compare":
-        given = translate_paths(given)
-    if name == "plan":
-        given = [next((SHORT[s] + w.removeprefix(s) for s in SHORT if w.startswith(s)), w) for w in given]
+    if name in WITHOUT_CONFIG:
+        folder = ["--output-dir", f"outputs/{number}"] if name == "compare" else []
+        importlib.import_module(f"lightning_minillm.cli.{name}").main([*given, *folder])
+        return
     for word in given:
         if word.startswith("output_dir=runs/"):
             shutil.rmtree(word.removeprefix("output_dir="), ignore_errors=True)
-    if any(word.startswith(("-", "sweep=", "devices=")) for word in given) and name != "plan":
+    if any(word.startswith(("-", "sweep=", "devices=")) for word in given):
         module = f"lightning_minillm.cli.{name}"
         extra = [] if "--cfg" in given else small(name, given)
         done = subprocess.run([sys.executable, "-m", module, *given, *extra], capture_output=True, text=True)

@@ -28,7 +28,7 @@ def test_plots_are_png_files(run, tmp_path):
         tmp_path / "c.png",
         ["a", "b"],
     )
-    plot_bars({"a": summarise([{"rougeL": 1.0}, {"rougeL": 2.0}]), "b": summarise([{"loss": 1.0}])}, tmp_path / "b.png")
+    plot_bars({"a": {"rougeL": summarise([1.0, 2.0])}, "b": {"loss": summarise([1.0])}}, tmp_path / "b.png")
     for name in ("c.png", "b.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 

@@ -5,33 +5,24 @@ from rich.console import Console
 
 from lightning_minillm.files import write_json_lines
 from lightning_minillm.reports.summary import (
-    format_value,
-    markdown_table,
-    over_training_seeds,
-    print_table,
+    over_seeds,
     side_by_side,
     summarise,
+    summary_table,
     write_results,
 )
+from lightning_minillm.reports.tables import print_table
 
 RESULTS = {
-    "teacher": summarise([{"rougeL": 80.0}, {"rougeL": 82.0}]),
-    "sft": summarise([{"rougeL": 60.0, "reverse_kl": 0.2}, {"rougeL": 64.0, "reverse_kl": 0.3}]),
-    "minillm": summarise([{"rougeL": 66.0, "reverse_kl": 0.1}, {"rougeL": 66.0, "reverse_kl": 0.1}]),
+    "teacher": {"rougeL": summarise([80.0, 82.0])},
+    "sft": {"rougeL": summarise([60.0, 64.0]), "reverse_kl": summarise([0.2, 0.3])},
+    "minillm": {"rougeL": summarise([66.0, 66.0]), "reverse_kl": summarise([0.1, 0.1])},
 }
 
 
 def test_summary_has_the_sample_deviation():
-    summary = RESULTS["sft"]["rougeL"]
-    assert summary == {"mean": 62.0, "std": pytest.approx(8**0.5), "values": [60.0, 64.0]}
-    assert summarise([{"a": 1.0}, {"b": 2.0}])["a"] == {"mean": 1.0, "std": 0.0, "values": [1.0]}
-
-
-@pytest.mark.parametrize(
-    ("values", "text"), [([1.0, 2.0], "1.50 ± 0.71"), ([1.0, 1.0], "1.00"), ([1.0], "1.00"), (None, "-")]
-)
-def test_values_are_shown_with_their_deviation(values, text):
-    assert format_value(summarise([{"a": v} for v in values])["a"] if values else None, 2) == text
+    assert summarise([60.0, 64.0]) == {"mean": 62.0, "std": pytest.approx(8**0.5), "values": [60.0, 64.0]}
+    assert summarise([1.0]) == {"mean": 1.0, "std": 0.0, "values": [1.0]}
 
 
 def test_results_files(tmp_path):
@@ -42,29 +33,30 @@ def test_results_files(tmp_path):
     assert lines[1].startswith("teacher,,,81.0,1.41")
 
 
-def test_training_seeds_of_the_same_settings_are_put_together(tmp_path):
-    for name, settings, rouge in (("a", "x", 60.0), ("b", "x", 64.0), ("c", "y", 0.0)):
-        results = {"sft": summarise([{"rougeL": rouge - 1}, {"rougeL": rouge + 1}])}
-        write_results(tmp_path / name, results, {"settings": settings})
-    (tmp_path / "unfinished").mkdir()
-    together = over_training_seeds(sorted(tmp_path.iterdir()), "x")
-    assert together == {"sft": summarise([{"rougeL": 60.0}, {"rougeL": 64.0}])}
-    assert over_training_seeds([], "x") == {}
+def test_training_seeds_count_by_their_mean_over_sampling_seeds():
+    runs = [{"rougeL": [59.0, 61.0], "loss": [1.0, 3.0]}, {"rougeL": [63.0, 65.0]}]
+    together = over_seeds(runs)
+    assert together["rougeL"] == summarise([60.0, 64.0])
+    assert together["loss"] == summarise([1.0, 3.0])  # measured once: over sampling seeds
+    assert over_seeds(runs, within_one_run=False)["loss"] == summarise([2.0])
+    assert over_seeds([]) == {}
 
 
 def test_best_of_those_that_compete_is_bold():
     console = Console(record=True, width=120, force_terminal=True)
     with console.capture() as capture:
-        print_table(RESULTS, "title", console, not_ranked=["teacher"])
+        print_table(summary_table(RESULTS, title="title", notes=["a note"], not_ranked=["teacher"]), console)
     lines = capture.get().splitlines()
     assert any("minillm" in line and "\x1b[1m66.00" in line and "\x1b[1m0.1000" in line for line in lines)
     assert not any("teacher" in line and "\x1b[1m81" in line for line in lines)
+    assert any("a note" in line for line in lines)
 
 
-def test_markdown_table():
-    lines = markdown_table(RESULTS).splitlines()
-    assert lines[0] == "| model | Rouge-L | reverse KL / token |"
+def test_a_table_has_the_columns_that_were_measured_as_the_evaluation_names_them():
+    lines = summary_table(RESULTS, not_ranked=["teacher"]).to_markdown().splitlines()
+    assert lines[0] == "| model | Rouge-L ↑ | reverse KL / token ↓ |"
     assert lines[2] == "| teacher | 81.00 ± 1.41 | - |"
+    assert lines[4] == "| minillm | **66.00** | **0.1000** |"
 
 
 def test_samples_keep_line_separators_of_unicode(tmp_path):

@@ -4,7 +4,9 @@ import io
 import pytest
 from rich.console import Console
 
-from lightning_minillm.reports.tables import Column, Row, Table
+from lightning_minillm.evaluation import Measure
+from lightning_minillm.reports.summary import summarise
+from lightning_minillm.reports.tables import Column, Row, Table, format_value, print_table
 
 COLUMNS = [Column("rougeL", "Rouge-L", 1, True), Column("kl", "KL_1", 2, False), Column("length", "tokens", 0)]
 
@@ -70,3 +72,35 @@ def test_best_is_chosen_within_a_section():
     rows = [Row(name, {"rougeL": value(score)}, section=section) for name, (score, section) in scores.items()]
     lines = Table(COLUMNS[:1], rows).to_markdown().splitlines()[2:]
     assert lines == ["| a | 1.0 |", "| b | **2.0** |", "| c | **9.0** |", "| d | 8.0 |"]
+
+
+def test_all_of_several_best_values_are_bold():
+    rows = [Row(name, {"rougeL": value(score)}) for name, score in (("a", 2), ("b", 1), ("c", 2))]
+    lines = Table(COLUMNS[:1], rows).to_markdown().splitlines()[2:]
+    assert lines == ["| a | **2.0** |", "| b | 1.0 |", "| c | **2.0** |"]
+
+
+def test_rows_without_sections_have_no_column_for_them():
+    assert Table(COLUMNS[:1], [Row("a", {"rougeL": value(2)})]).to_csv() == "model,rougeL_mean,rougeL_std\na,2.0,0.0\n"
+
+
+def test_a_column_says_what_its_measure_does():
+    measure = Measure("Rouge-L", 1, True)
+    assert Column.of("x/rougeL", measure, group="x") == Column("x/rougeL", "x: Rouge-L", 1, True)
+    assert Column.of("rougeL", measure).head == "Rouge-L ↑"
+
+
+def test_many_columns_are_printed_below_each_other():
+    columns = [Column(f"c{number}", f"c{number}") for number in range(8)]
+    console = Console(width=100, file=io.StringIO())
+    print_table(Table(columns, [Row("a", {})]), console)
+    heads = [line for line in console.file.getvalue().splitlines() if "model" in line]
+    assert ["c5" in line for line in heads] == [True, False]
+    assert ["c7" in line for line in heads] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("values", "text"), [([1.0, 2.0], "1.50 ± 0.71"), ([1.0, 1.0], "1.00"), ([1.0], "1.00"), (None, "-")]
+)
+def test_values_are_shown_with_their_deviation(values, text):
+    assert format_value(summarise(values) if values else None, 2) == text

@@ -26,7 +26,7 @@ from lightning_minillm.cli.recipe.stages import (
 )
 from lightning_minillm.cli.train import STUDENT_FOLDER
 from lightning_minillm.reports import run_folder as runs
-from lightning_minillm.reports import summary as report
+from lightning_minillm.reports.tables import make_console
 
 KEYS = "cache_dir data output_dir recipe redo seed shared_dir teacher_seed until workers".split()
 _RECIPE_KEYS = set(
@@ -52,10 +52,10 @@ def recipe(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
         ValueError: a recipe or a stage whose configuration cannot work, before any stage runs.
         RecipeError: a stage failed.
     """
-    console = report.make_console()
-    config = to_plain(_with_absolute_paths(cfg), KEYS)
+    console = make_console()
+    config = read_config(cfg)
     workers = choose_workers(config["workers"])
-    stages = plan(config, shown_progress=workers == 1)
+    stages = compose_stages(config, shown_progress=workers == 1)
     chosen = _until(stages, config["until"])
     for name in config["redo"]:
         if name not in stages:
@@ -77,11 +77,20 @@ def recipe(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
     return results, {"config": config, "stages": stages, "ran": [name for name, anything in ran.items() if anything]}
 
 
-# --- planning -------------------------------------------------------------------------------------------------------
+# --- stages --------------------------------------------------------------------------------------------------------
 
 
-def plan(config: Config, shown_progress: bool) -> dict[str, Stage]:
-    """Compose every stage's configuration.
+def read_config(cfg: DictConfig | Mapping[str, Any]) -> Config:
+    """Return a recipe's configuration, plain and with absolute paths.
+
+    Raises:
+        ValueError: an unknown key, or a missing value.
+    """
+    return to_plain(_with_absolute_paths(cfg), KEYS)
+
+
+def compose_stages(config: Config, shown_progress: bool) -> dict[str, Stage]:
+    """Compose the configuration of every stage.
 
     Args:
         config: the recipe's, plain, with absolute paths.
@@ -206,7 +215,7 @@ def _until(stages: Mapping[str, Stage], names: str | Sequence[str] | None) -> li
         raise ValueError(f"until names no stage; the stages are {', '.join(stages)}, and null runs all")
     for name in sorted(wanted - stages.keys()):
         raise ValueError(f"until names {name!r}, which is no stage; the stages are {', '.join(stages)}")
-    for name in reversed(stages):
+    for name in reversed([*stages]):
         if name in wanted:
             wanted |= set(stages[name].needs)
     return [stage for name, stage in stages.items() if name in wanted]

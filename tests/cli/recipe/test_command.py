@@ -5,7 +5,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from lightning_minillm.cli.config import compose_config
-from lightning_minillm.cli.recipe.command import plan, recipe
+from lightning_minillm.cli.recipe.command import compose_stages, read_config, recipe
 from lightning_minillm.cli.recipe.stages import COMMANDS, RecipeError
 
 STEPS = ["recipe.steps.teacher=4", "recipe.steps.init=2", "recipe.steps.minillm=2"]
@@ -185,10 +185,7 @@ def test_paths_with_odd_characters(tmp_path):
     folder.mkdir()
     quoted = "'" + str(folder / "run").replace("'", "\\'") + "'"
     cfg = compose_config("recipe", ["recipe=smoke", f"output_dir={quoted}"])
-    from lightning_minillm.cli.recipe import command as module
-
-    config = module.to_plain(module._with_absolute_paths(cfg), module.KEYS)
-    stages = plan(config, shown_progress=True)
+    stages = compose_stages(read_config(cfg), shown_progress=True)
     assert stages["minillm"].config["output_dir"] == str(folder / "run/minillm")
 
 
