@@ -2,21 +2,17 @@
 
 import pytest
 import torch
+from lightning import Callback
 
-TINY = '{"model_type": "gpt2", "n_layer": 2, "n_embd": 16, "n_head": 2}'
 
+class BatchRecorder(Callback):
+    """Keeps the training batches of a fit."""
 
-@pytest.fixture
-def command(script, tmp_path, capsys):
-    """The options of a workload of tiny models; the two vocabularies are one."""
-    shapes = ["--student", TINY, "--teacher", TINY.replace("16", "24")]
-    sizes = ["--vocabulary", "61", "--num-prompts", "8", "--num-lm", "8", "--mean-length", "4"]
-    lengths = ["--prompt-lengths", "2", "6", "--max-new-tokens", "12", "--lm-lengths", "6", "18"]
-    script("make_workload").main([str(tmp_path), *shapes, *sizes, *lengths])
-    capsys.readouterr()
-    folders = [f"--{name}={tmp_path / name}" for name in ("student", "teacher")]
-    options = "--rollouts 8 --batch-size 4 --ppo-epochs 2 --max-prompt-length 6 --max-length 18 --threads 1"
-    return [*folders, f"--prompts={tmp_path / 'prompts.json'}", *options.split(), "--repeats=1", "--warmup=0"]
+    def __init__(self):
+        self.batches = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.batches.append(batch)
 
 
 def reference_batch(reference, batch):
@@ -38,17 +34,20 @@ def reference_batch(reference, batch):
     )
 
 
-def test_its_policy_loss_and_gradient_are_the_modules(script, command):
+def test_its_policy_loss_and_gradient_are_the_modules(script, tiny_workload):
     ours_script, reference = script("outer_iteration"), script("reference_schedule")
-    ours_arguments = ours_script.parse([*command, "--no-lm"])
+    ours_arguments = ours_script.parse([*tiny_workload, "--no-lm"])
     ours = ours_script.OuterIteration(ours_arguments, script("workload").load_workload(ours_arguments))
-    arguments = reference.parse([*command, "--no-lm"])
+    arguments = reference.parse([*tiny_workload, "--no-lm"])
     theirs = reference.ReferenceSchedule(arguments, script("workload").load_workload(arguments))
-    ours._fill_buffer()
+    recorder = BatchRecorder()
+    ours.fit(recorder)
+    ours.module.student.load_state_dict(ours.initial)
     with torch.no_grad():  # away from a ratio of 1, so that the clipping matters
         for model in (ours.module.student, theirs.student):
             model.transformer.h[0].mlp.c_proj.weight.mul_(40)
-    for batch in ours.buffer:
+    assert len(recorder.batches) == 4
+    for batch in recorder.batches:
         for model in (ours.module.student, theirs.student):
             model.zero_grad()
         expected = ours.module.rollout_loss(batch)
@@ -61,14 +60,14 @@ def test_its_policy_loss_and_gradient_are_the_modules(script, command):
             torch.testing.assert_close(other.grad, own.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_its_scores_of_sampled_responses_are_the_samplers(script, command):
+def test_its_scores_of_sampled_responses_are_the_samplers(script, tiny_workload):
     """Scored after the fact by the reference, in lockstep by us: the same numbers on the same tokens."""
     ours_script, reference = script("outer_iteration"), script("reference_schedule")
-    ours_arguments = ours_script.parse([*command, "--no-lm"])
+    ours_arguments = ours_script.parse([*tiny_workload, "--no-lm"])
     ours = ours_script.OuterIteration(ours_arguments, script("workload").load_workload(ours_arguments))
-    arguments = reference.parse([*command, "--no-lm"])
+    arguments = reference.parse([*tiny_workload, "--no-lm"])
     theirs = reference.ReferenceSchedule(arguments, script("workload").load_workload(arguments))
-    rollouts = ours._collect()
+    rollouts = ours_script.collected(ours.fit(max_steps=1))
     for model, expected in ((theirs.student, rollouts.student_logprobs), (theirs.teacher, rollouts.teacher_logprobs)):
         tensors = (rollouts.prompt_ids, rollouts.prompt_mask, rollouts.response_ids, rollouts.response_mask)
         with torch.no_grad():
@@ -77,18 +76,18 @@ def test_its_scores_of_sampled_responses_are_the_samplers(script, command):
 
 
 @pytest.mark.parametrize("alpha", ["0", "0.2"])
-def test_it_runs_and_reports_what_it_did(script, command, alpha):
+def test_it_runs_and_reports_what_it_did(script, tiny_workload, alpha):
     reference = script("reference_schedule")
-    fields = reference.measure(reference.parse([*command, "--lm", f"--teacher-mix-alpha={alpha}"]))
+    fields = reference.measure(reference.parse([*tiny_workload, "--lm", f"--teacher-mix-alpha={alpha}"]))
     assert fields["steps"] == 4
     assert fields["lm"] is True
     assert 1 <= fields["mean_length"] <= 12
     assert fields["total_s"] == pytest.approx(fields["rollout_s"] + fields["update_s"])
 
 
-def test_its_mixture_is_that_of_the_two_distributions(script, command):
+def test_its_mixture_is_that_of_the_two_distributions(script, tiny_workload):
     reference = script("reference_schedule")
-    arguments = reference.parse(command)
+    arguments = reference.parse(tiny_workload)
     schedule = reference.ReferenceSchedule(arguments, script("workload").load_workload(arguments))
     ids, mask = script("workload").pad_rows(schedule.workload.prompts, 0, left=True, width=6)
     processor = reference.TeacherMixture(schedule.teacher, mask, 0.3, schedule.vocabulary)
