@@ -28,7 +28,7 @@ from lightning_minillm.functional.policy_gradient import importance_weights
 from lightning_minillm.functional.returns import whiten, whitening_sums
 from lightning_minillm.losses import LanguageModelingLoss, MiniLLMLoss, TeacherCrossEntropy
 from lightning_minillm.models import SplitCausalLM
-from lightning_minillm.rollout import SamplingConfig, score_responses
+from lightning_minillm.rollout import AdvantageEstimator, SamplingConfig, score_responses
 from lightning_minillm.rollout.scoring import rollout_sequences
 from lightning_minillm.types import PromptBatch, RolloutBatch, TokenBatch
 
@@ -79,19 +79,21 @@ class Record:
         )
 
     @property
-    def loss(self) -> MiniLLMLoss:
-        """The official loss under the recorded arguments.
+    def advantages(self) -> AdvantageEstimator:
+        """The official advantages under the recorded arguments.
 
-        Length normalisation is always on: there, the flag changes only what is logged.
+        Length normalisation is always on: in the official code, the flag changes only what is logged.
         """
-        return MiniLLMLoss(
-            clip_range=self.args["cliprange"],
+        return AdvantageEstimator(
             gamma=self.args["gamma"],
             reward_scaling=self.args["reward_scaling"],
             reward_clip=self.args["cliprange_reward"],
             whiten="all",
-            single_step=True,
         )
+
+    def loss(self, *, single_step: bool = True) -> MiniLLMLoss:
+        """Return the official loss under the recorded arguments."""
+        return MiniLLMLoss(clip_range=self.args["cliprange"], single_step=single_step)
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
@@ -122,13 +124,13 @@ def rollouts_of(record: Record, key: str, student: SplitCausalLM, teacher: Split
 
 def rollout_side(record: Record, rollouts: RolloutBatch, own: RolloutBatch) -> dict[str, tuple[Tensor, Tensor]]:
     """Pairs (ours, theirs) of what the official sampler stores."""
-    mask, loss = rollouts.response_mask, record.loss
+    mask, advantages = rollouts.response_mask, record.advantages
     assert rollouts.reward_logprobs is not None
     assert own.reward_logprobs is not None
-    returns = loss.returns(rollouts)
+    returns = advantages.returns(rollouts)
     whitened = whiten(returns, whitening_sums(returns, mask, "all"))
     discounts = record.args["gamma"] ** torch.arange(mask.shape[1])
-    reward = (loss.rewards(rollouts) * discounts).sum(-1)
+    reward = (advantages.rewards(rollouts) * discounts).sum(-1)
     reverse_kl = k3(own.student_logprobs, own.reward_logprobs).masked_fill(~own.response_mask, 0)
     reverse_kl_sum = reverse_kl.sum(-1)
     if record.args["length_norm"]:
@@ -140,7 +142,7 @@ def rollout_side(record: Record, rollouts: RolloutBatch, own: RolloutBatch) -> d
             importance_weights(rollouts.student_logprobs, rollouts.mixture_logprobs, mask),
             record["rollout.w"],
         ),
-        "rewards": (loss.rewards(rollouts), record["rollout.rewards"]),
+        "rewards": (advantages.rewards(rollouts), record["rollout.rewards"]),
         "rev_kl": (reverse_kl, record["rollout.rev_kl"]),
         "mask": (mask, record["rollout.mask"]),
         "lens": (rollouts.lengths, record["rollout.lens"]),
@@ -157,26 +159,25 @@ def update_side(
     record: Record, rollouts: RolloutBatch, student: PreTrainedModel, teacher: SplitCausalLM
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Pairs (ours, theirs) of losses and gradients at the update."""
-    mask, loss = rollouts.response_mask, record.loss
-    returns = loss.returns(rollouts)
+    mask, advantages = rollouts.response_mask, record.advantages
+    returns = advantages.returns(rollouts)
     inputs = {
         "old_logprobs": rollouts.student_logprobs[mask],
-        "advantages": whiten(returns, whitening_sums(returns, mask, loss.whiten))[mask],
+        "advantages": whiten(returns, whitening_sums(returns, mask, advantages.whiten))[mask],
         "importance_weights": importance_weights(rollouts.student_logprobs, rollouts.mixture_logprobs, mask)[mask],
     }
     split = SplitCausalLM(student)
     batch = rollout_sequences(rollouts)
     states, ids = split.token_states(batch.input_ids, batch.attention_mask, batch.target_mask)
     teacher_states, _ = teacher.token_states(batch.input_ids, batch.attention_mask, batch.target_mask)
-    output = loss(states, ids, teacher_states, inputs, temperature=record.args["temperature"])
+    output = record.loss()(states, ids, teacher_states, inputs, temperature=record.args["temperature"])
     pairs = {
         "pg": (output.parts["pg_loss"], record["stats.pg_loss"]),
         "reg": (output.parts["single_step_loss"], record["stats.reg_loss"]),
     }
     total = output.loss
     if not record.args["single_step_reg"]:
-        plain = record.loss
-        plain.single_step = False
+        plain = record.loss(single_step=False)
         total = plain(states, ids, None, inputs, temperature=record.args["temperature"]).loss
     pairs["rl"] = (total.detach(), record["stats.rl_loss"])
     if "lm_labels" in record and "stats.pt_loss" in record:

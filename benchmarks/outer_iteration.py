@@ -5,9 +5,9 @@
         --rollouts 64 --batch-size 16 --ppo-epochs 4 --max-prompt-length 64 --max-length 128 --teacher-mix-alpha 0.2 \
         --lm --threads 2 --seed 0
 
-The benchmark fits ``MiniLLMModule`` with Lightning's ``Trainer`` for one epoch, that is one phase, and a callback takes
-the times. The trainer has no logger, checkpoints or validation; gradients are clipped to norm 1 and the optimiser is
-AdamW. Each repeat starts from the weights in the folder with the same seed, so that all repeats do the same work.
+The benchmark fits ``modules.minillm`` with Lightning's ``Trainer`` for one epoch, that is one phase, and a callback
+takes the times. The trainer has no logger, checkpoints or validation; it clips gradients to norm 1, and the optimiser
+is AdamW. Each repeat starts from the weights in the folder with the same seed, so that all repeats do the same work.
 ``--method kd`` times the optimiser steps of word-level KD (``KDModule``) on the same sequences, which are sampled once
 beforehand.
 
@@ -49,9 +49,11 @@ from workload import (
 
 from lightning_minillm.data.batches import LMStream, TokenLoader
 from lightning_minillm.models import load_causal_lm, shared_vocabulary
-from lightning_minillm.modules import CausalLMModule, KDModule, MiniLLMModule
-from lightning_minillm.rollout import RolloutBuffer, SamplingConfig
+from lightning_minillm.modules import CausalLMModule, KDModule, TrainingOptions, minillm
+from lightning_minillm.rollout import RolloutBuffer, RolloutOptions, SamplingConfig, TeacherOptions
 from lightning_minillm.types import DeviceMovable, PromptBatch, RolloutBatch, TokenBatch, TrainLoaderBuilder
+
+TRAINING = TrainingOptions(optimizer=partial(torch.optim.AdamW, **OPTIMIZER), dropout=False)
 
 
 class TokenRows:
@@ -153,19 +155,19 @@ class OuterIteration:
         self.workload = workload
         self.device = torch.device(arguments.device)
         tokenizer: Any = SimpleNamespace(eos_token_id=workload.eos_token_ids, pad_token_id=workload.pad_token_id)
-        self.module: CausalLMModule = MiniLLMModule(
-            student=partial(load_causal_lm, arguments.student),
+        self.module: CausalLMModule = minillm(
+            partial(load_causal_lm, arguments.student),
+            tokenizer,
             teacher=partial(load_causal_lm, arguments.teacher, dtype=arguments.dtype),
-            tokenizer=tokenizer,
-            optimizer=partial(torch.optim.AdamW, **OPTIMIZER),
-            sampling=SamplingConfig(
-                max_new_tokens=workload.max_new_tokens, teacher_mix_alpha=arguments.teacher_mix_alpha
+            rollouts=RolloutOptions(
+                SamplingConfig(workload.max_new_tokens, teacher_mix_alpha=arguments.teacher_mix_alpha),
+                num_rollouts=arguments.rollouts,
+                ppo_epochs=arguments.ppo_epochs,
+                batch_size=arguments.rollout_batch_size,
+                seed=arguments.seed,
             ),
-            num_rollouts=arguments.rollouts,
-            ppo_epochs=arguments.ppo_epochs,
-            rollout_batch_size=arguments.rollout_batch_size,
-            teacher_cache=arguments.teacher_cache,
-            seed=arguments.seed,
+            teacher_use=TeacherOptions(cache=arguments.teacher_cache),
+            training=TRAINING,
         )
         self.module.configure_model()
         assert self.module.student is not None
@@ -234,12 +236,7 @@ class OuterIteration:
         self.data = WorkloadData(TokenRows(rows, lengths, self.workload.pad_token_id), None, self.arguments)
         assert self.module.student is not None
         assert self.module.teacher is not None
-        self.module = KDModule(
-            student=self.module.student,
-            teacher=self.module.teacher,
-            tokenizer=tokenizer,
-            optimizer=partial(torch.optim.AdamW, **OPTIMIZER),
-        )
+        self.module = KDModule(self.module.student, tokenizer, teacher=self.module.teacher, training=TRAINING)
         self.module.configure_model()
 
     def work(self) -> Work:

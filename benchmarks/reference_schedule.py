@@ -15,7 +15,8 @@ This is the opponent: same models, prompts, mathematics, optimiser and clipping,
   and log-softmax over the whole of them; the pretraining batch likewise.
 
 The official code makes more passes than these; where there was a doubt, the cheaper way was taken. Its arithmetic is
-that of ``loss=minillm_official``: the tests hold the policy loss to ``MiniLLMModule``'s. Fields are those of
+that of ``loss=minillm_official``: a test compares the policy loss with that of
+``modules.minillm``. Fields are those of
 outer_iteration.py, without the floor.
 
 ``--peer trl`` times TRL's DistillationTrainer instead, where TRL is installed; see trl_schedule.py.

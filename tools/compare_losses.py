@@ -63,26 +63,23 @@ EVERY_METHOD = {
     "trainer.accelerator": "cpu",
     "trainer.log_every_n_steps": "1",
 }
-ROLLOUTS = {"module.num_rollouts": "32", "module.ppo_epochs": "2", "module.sampling.max_new_tokens": "24"}
+RESPONSES = {"module.rollouts.sampling.max_new_tokens": "24"}
+TWO_PASSES = {"module.rollouts.num_rollouts": "32", "module.rollouts.ppo_epochs": "2"}
 METHODS = {
-    "smoke": {"experiment": "smoke", **ROLLOUTS},
-    "minillm_paper": {"experiment": "minillm_paper", **ROLLOUTS},
+    "smoke": {"experiment": "smoke", **RESPONSES, **TWO_PASSES},
+    "minillm_paper": {"experiment": "minillm_paper", **RESPONSES, **TWO_PASSES},
     "kd": {"experiment": "kd"},
-    "gkd": {"experiment": "gkd", "module.sampling.max_new_tokens": "24"},
-    "distillm": {
-        "experiment": "distillm",
-        "module.sampling.max_new_tokens": "24",
-        "rollout.probability": "0.5",
-        "rollout.capacity": "64",
-    },
+    "gkd": {"experiment": "gkd", **RESPONSES},
+    "distillm": {"experiment": "distillm", **RESPONSES, "rollout.probability": "0.5", "rollout.capacity": "64"},
 }
 RANKS = {1: {"devices": "1"}, 2: {"devices": "2", "strategy": "ddp"}}
 
-RENAMED: dict[str, str] = {
-    "module.num_rollouts": "module.rollouts.num_rollouts",
-    "module.ppo_epochs": "module.rollouts.ppo_epochs",
+RENAMED = {
+    "module.rollouts.num_rollouts": "module.num_rollouts",
+    "module.rollouts.ppo_epochs": "module.ppo_epochs",
+    "module.rollouts.sampling.max_new_tokens": "module.sampling.max_new_tokens",
 }
-"""Other names that versions have for the options above: the one that a version's configuration contains is set."""
+"""Earlier names of the options above; for each version, the name that its configuration contains is set."""
 
 
 @dataclass(frozen=True)
