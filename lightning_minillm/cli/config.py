@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lightning_minillm.cli import tracking
 from lightning_minillm.cli.errors import short_errors
+from lightning_minillm.cli.paper import PAPER, check_paper
 
 CONFIG_MODULE = "lightning_minillm.conf"
 CONFIG_PATH = f"pkg://{CONFIG_MODULE}"
@@ -60,9 +61,9 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """
     overrides = quote_numbers(overrides)
     if GlobalHydra.instance().is_initialized():
-        return compose(name, overrides=overrides)
+        return check_paper(compose(name, overrides=overrides))
     with initialize_config_module(CONFIG_MODULE, version_base=HYDRA_VERSION):
-        return compose(name, overrides=overrides)
+        return check_paper(compose(name, overrides=overrides))
 
 
 def quote_numbers(overrides: Iterable[str]) -> list[str]:
@@ -88,7 +89,7 @@ def run_command(command: Callable[[DictConfig], Any], name: str, expected: tuple
 
     def task(cfg: DictConfig) -> float | None:
         with short_errors(*expected):
-            result = command(use_hydra_directory(cfg))
+            result = command(check_paper(use_hydra_directory(cfg)))
         return result if isinstance(result, float) else None
 
     hydra.main(config_path=CONFIG_PATH, config_name=name, version_base=HYDRA_VERSION)(task)()
@@ -102,7 +103,7 @@ def use_hydra_directory(cfg: DictConfig) -> DictConfig:
 
 
 def to_plain(cfg: DictConfig | Mapping[str, Any], known_keys: Iterable[str]) -> Config:
-    """Resolve a configuration into dicts, lists and scalars.
+    """Resolve a configuration into dicts, lists and scalars, without the values that only others refer to (``paper``).
 
     Args:
         cfg: as composed, or already plain.
@@ -113,7 +114,7 @@ def to_plain(cfg: DictConfig | Mapping[str, Any], known_keys: Iterable[str]) -> 
     """
     cfg = OmegaConf.create(dict(cfg)) if not isinstance(cfg, DictConfig) else cfg
     known = set(known_keys)
-    unknown = sorted(str(key) for key in cfg if str(key) not in known)
+    unknown = sorted(str(key) for key in cfg if str(key) not in {PAPER, *known})
     if unknown:
         raise ValueError(f"nothing reads the key(s) {', '.join(unknown)}; known are {', '.join(sorted(known))}")
     missing = sorted(_missing(OmegaConf.to_container(cfg, resolve=False)))
@@ -121,7 +122,7 @@ def to_plain(cfg: DictConfig | Mapping[str, Any], known_keys: Iterable[str]) -> 
         raise ValueError(f"no value was given for {', '.join(missing)}; set e.g. {missing[0]}=VALUE")
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    return {str(key): value for key, value in plain.items() if key != PAPER}
 
 
 def _missing(node: Any, path: str = "") -> Iterator[str]:

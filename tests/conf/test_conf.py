@@ -23,6 +23,7 @@ from lightning_minillm.cli.build import (
     world_size,
 )
 from lightning_minillm.cli.config import CONFIG_MODULE, HYDRA_VERSION, build, build_all, compose_config, to_plain
+from lightning_minillm.cli.paper import PAPER
 from lightning_minillm.cli.recipe import command as recipe
 from lightning_minillm.data import DistillationDataModule
 from lightning_minillm.evaluation import Evaluation
@@ -69,7 +70,9 @@ def compose_train(given, *overrides):
     chosen = list(overrides)
     if {"student=pretrained", "student=lora"} & set(chosen) or any(o.startswith(_MINILLM_LIKE) for o in chosen):
         chosen.append(values["student"])
-    if "teacher=pretrained" in chosen or any(o.startswith((*_MINILLM_LIKE, "experiment=kd")) for o in chosen):
+    if {"teacher=pretrained", "teacher=paper"} & set(chosen) or any(
+        o.startswith((*_MINILLM_LIKE, "experiment=kd")) for o in chosen
+    ):
         chosen.append(values["teacher"])
     if "data=instructions" in chosen or any(o.startswith("corpus=") for o in chosen):
         chosen = ["data=instructions", *values["data"], *[o for o in chosen if o != "data=instructions"]]
@@ -282,6 +285,8 @@ def check_sweep(name, given):
 
 
 def check_recipe(name, given):
+    if name == "paper":  # tests/conf/test_paper.py makes its stages
+        return
     _, values = given
     data = values["data"] if name == "dolly_scratch" else []
     cfg = compose_config("recipe", [f"recipe={name}", *given[0], *data])
@@ -296,13 +301,11 @@ def check_recipe(name, given):
     assert steps["sft"] == steps["kd"] == steps["seqkd"] == steps["init"] + steps["minillm"]
 
 
-def check_paper(name, given):
-    """One size here, with tiny models; tests/conf/test_paper.py composes all of them and holds their values."""
-    if not name.startswith("gpt2_120m"):
-        return
+def check_paper(size, method, given):
+    """Make a cell with tiny models; tests/conf/test_paper.py composes all cells and checks their values."""
     _, values = given
-    has_teacher, has_corpus = name.endswith(("kd", "_minillm", "_distillm")), name.endswith(("_minillm", "_distillm"))
-    overrides = [f"experiment=paper/{name}", values["student"], *values["data"], *given[0]]
+    has_teacher, has_corpus = method not in ("teacher", "init", "sft"), method in ("minillm", "distillm")
+    overrides = [f"paper/size={size}", f"paper/method={method}", values["student"], *values["data"], *given[0]]
     overrides += [values["teacher"]] if has_teacher else []
     overrides += [values["student"].replace("student", "data.datamodule.lm_corpus", 1)] if has_corpus else []
     module = make_everything(to_plain(compose_config("train", overrides), train.KEYS))[2]
@@ -310,10 +313,14 @@ def check_paper(name, given):
 
 
 def check_paper_part(name, given):
-    """A part is one of some experiment or recipe."""
-    folders = (CONF / "experiment" / "paper", CONF / "recipe" / "paper")
-    texts = [file.read_text(encoding="utf-8") for folder in folders for file in folder.rglob("*.yaml")]
+    """A part belongs to a method."""
+    texts = [file.read_text(encoding="utf-8") for file in (CONF / "paper").rglob("*.yaml")]
     assert any(f"paper/part/{name}\n" in text for text in texts)
+
+
+def check_paper_checkpoints(name, given):
+    """The files are found by the name of a size."""
+    assert (CONF / "paper" / "size" / f"{name.removeprefix('published_')}.yaml").exists()
 
 
 CHECKS = {
@@ -337,14 +344,13 @@ CHECKS = {
     "sampling": check_sampling,
     "evaluation": check_evaluation,
     "experiment": check_experiment,
-    "experiment/paper": check_paper,
-    "experiment/paper/part": check_paper_part,
+    "paper/size": lambda name, given: check_paper(name, "init", given),
+    "paper/method": lambda name, given: check_paper("gpt2_120m", name, given),
+    "paper/part": check_paper_part,
+    "paper/checkpoints": check_paper_checkpoints,
     "recipe": check_recipe,
     "sweep": check_sweep,
     "variant": check_variant,
-    # tests/conf/test_paper.py makes their stages.
-    "recipe/paper": lambda name, given: compose_config("recipe", [f"recipe=paper/{name}"]),
-    "recipe/paper/part": check_paper_part,
 }
 
 
@@ -406,7 +412,13 @@ def test_top_level_keys_that_were_forced_in_are_errors():
 def test_every_top_level_key_is_read(command):
     keys = {"train": train, "evaluate": evaluate, "generate": generate, "recipe": recipe}[command].KEYS
     most = ["module=minillm"] if command == "train" else []  # the one with the most parts
-    assert {str(key) for key in compose_config(command, most)} == set(keys)
+    # Only conf/paper refers to the values of `paper`.
+    assert {str(key) for key in compose_config(command, most)} - {PAPER} == set(keys)
+
+
+def test_values_that_only_others_refer_to_are_left_out():
+    assert PAPER in compose_config("train")
+    assert PAPER not in to_plain(compose_config("train"), train.KEYS)
 
 
 def test_presets_are_the_papers_and_the_official_codes(given):

@@ -1,29 +1,38 @@
-"""The paper's experiments hold the values of docs/paper_values.csv, which names the source of each."""
+"""Every cell of the paper's matrix has the values of docs/paper_values.csv, which names the source of each."""
 
 import csv
+import re
 from functools import cache
 from pathlib import Path
 
 import pytest
+from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
 from lightning_minillm.cli import train
-from lightning_minillm.cli.config import build, compose_config, to_plain
+from lightning_minillm.cli.config import build, compose_config, run_command, to_plain
 from lightning_minillm.cli.recipe import command as recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "conf" / "experiment" / "paper"
+PAPER = ROOT / "conf" / "paper"
 with open(ROOT / "docs" / "paper_values.csv", encoding="utf-8", newline="") as file:
     ROWS = {row["experiment"]: row for row in csv.DictReader(file)}
-RECIPES = sorted(file.stem for file in (ROOT / "conf" / "recipe" / "paper").glob("*.yaml"))
-# What has to be given, where no published model or text can stand in its place.
+SIZES = sorted(file.stem for file in (PAPER / "size").glob("*.yaml"))
+METHODS = sorted(file.stem for file in (PAPER / "method").glob("*.yaml"))
+# Values that a user has to give where no published model or text is the default.
 GIVEN = {"data.path": "d", "data.datamodule.lm_corpus.path": "c", "student.path": "s", "teacher.path": "t"}
+
+
+def words_of(name):
+    """Return the overrides that choose a cell, by its name in the table."""
+    size, _, method = name.rpartition("_")
+    return [f"paper/size={size}", f"paper/method={method}"]
 
 
 @cache
 def compose(name, *overrides):
-    """Compose a paper experiment, giving only what it leaves open."""
-    cfg = compose_config("train", [f"experiment=paper/{name}", *overrides])
+    """Compose a cell, giving only the values that it leaves open."""
+    cfg = compose_config("train", [*words_of(name), *overrides])
     for key, value in GIVEN.items():
         parent, _, last = key.rpartition(".")
         node = OmegaConf.select(cfg, parent)
@@ -36,8 +45,16 @@ def _numbers(text):
     return [float(number) for number in text.split()]
 
 
-def test_the_table_and_the_folder_hold_the_same_experiments():
-    assert sorted(ROWS) == sorted(file.stem for file in FOLDER.glob("*.yaml"))
+@pytest.mark.parametrize("size", SIZES)
+def test_cells_are_those_of_the_table(size):
+    cell = OmegaConf.load(PAPER / "size" / f"{size}.yaml").paper
+    assert cell.size == size
+    assert sorted(cell.methods) == sorted(name.rpartition("_")[2] for name in ROWS if name.startswith(f"{size}_"))
+
+
+def test_every_row_of_the_table_is_a_cell():
+    assert {name.rpartition("_")[0] for name in ROWS} == set(SIZES)
+    assert {name.rpartition("_")[2] for name in ROWS} == set(METHODS)
 
 
 @pytest.mark.parametrize("name", sorted(ROWS))
@@ -65,11 +82,11 @@ def test_values_are_those_of_the_table(name):
 
 
 @pytest.mark.parametrize("name", sorted(ROWS))
-def test_every_part_but_the_models_is_made(name):
+def test_everything_except_the_models_is_made(name):
     config = compose(name)
     for group in ("optimizer", "scheduler", "loss", "module"):
         assert callable(build(config[group]))
-    has_teacher = name.endswith(("kd", "_minillm", "_distillm"))
+    has_teacher = not name.endswith(("_teacher", "_init", "_sft"))
     assert (config["teacher"]["model"] is not None) == has_teacher
 
 
@@ -84,6 +101,18 @@ def test_minillm_is_the_official_codes():
     assert config["eval_every"] == 100
 
 
+@pytest.mark.parametrize(("size", "loss"), [("120m", "Forward"), ("340m", "Reverse"), ("760m", "Reverse")])
+def test_distillm_has_the_loss_of_its_size(size, loss):
+    assert compose(f"gpt2_{size}_distillm")["loss"]["_target_"].endswith(f".Skewed{loss}KL")
+
+
+def test_the_command_line_overrides_a_cell():
+    config = compose("gpt2_120m_distillm", "loss=jsd", "scheduler=constant", "optimizer.lr=0.5", "student.path=x")
+    assert config["loss"]["_target_"].endswith(".GeneralizedJSD")
+    assert "constant" in config["scheduler"]["_target_"]
+    assert (config["optimizer"]["lr"], config["student"]["model"]["path"]) == (0.5, "x")
+
+
 def test_seqkd_never_trains_on_the_references():
     assert compose("gpt2_120m_seqkd")["data"]["train"] == "d/responses.jsonl"
 
@@ -92,23 +121,67 @@ def test_steps_follow_the_batch_size():
     assert compose("gpt2_120m_sft", "batch_size=64")["max_steps"] == 20 * (11435 // 64)
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipe_names_the_models_of_its_size(name):
-    node = compose_config("recipe", [f"recipe=paper/{name}"]).recipe
-    assert node.name == name
-    assert node.models.student == ROWS[f"{name}_sft"]["student"]
-    assert node.models.teacher == ROWS[f"{name}_teacher"]["student"]
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["paper/size=opt_1.3b", "paper/method=gkd"],
+            "paper/size=opt_1.3b has no method 'gkd'; choose paper/method=teacher|init|sft|kd|seqkd|minillm",
+        ),
+        (["paper/size=gpt2_120m"], "paper/size=gpt2_120m needs a method; choose paper/method=teacher|init|"),
+        (["paper/method=kd"], "paper/method=kd needs a size, such as paper/size=gpt2_120m"),
+    ],
+)
+def test_what_is_no_cell_is_an_error(words, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        compose_config("train", words)
 
 
-@pytest.mark.parametrize("name", ["gpt2_120m", "qwen2.5_1.5b"])
-def test_recipe_runs_the_experiments_of_its_size(name, tmp_path):
-    words = [f"recipe=paper/{name}", "data.path=d", "data.corpus=c", f"output_dir={tmp_path}/seed_0"]
+def test_unknown_sizes_and_methods_name_the_known_ones():
+    for group, names in (("size", SIZES), ("method", METHODS)):
+        with pytest.raises(MissingConfigException) as error:
+            compose_config("train", ["paper/size=gpt2_120m", "paper/method=kd", f"paper/{group}=no_such"])
+        assert all(name in str(error.value) for name in names)
+
+
+@pytest.fixture
+def jobs(monkeypatch, tmp_path):
+    """Run the command line with a task that only notes the name, seed and student of each job."""
+
+    def run(*words):
+        seen = []
+        monkeypatch.setattr("sys.argv", ["minillm-train", *words, "data.path=d", f"hydra.sweep.dir={tmp_path}"])
+        run_command(lambda cfg: seen.append((cfg.name, cfg.seed, cfg.student.path)), "train")
+        return seen
+
+    return run
+
+
+def test_the_matrix_can_be_swept(jobs):
+    assert jobs("-m", "paper/size=gpt2_120m,gpt2_340m", "paper/method=kd,minillm", "seed=1,2") == [
+        (f"{size}_{method}", seed, ROWS[f"{size}_{method}"]["student"])
+        for size in ("gpt2_120m", "gpt2_340m")
+        for method in ("kd", "minillm")
+        for seed in (1, 2)
+    ]
+
+
+def test_a_sweep_that_leaves_the_matrix_is_an_error(jobs, capsys):
+    with pytest.raises(SystemExit):
+        jobs("-m", "paper/size=gpt2_120m,llama_7b", "paper/method=gkd")
+    assert "error: paper/size=llama_7b has no method 'gkd'; choose" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_recipe_trains_the_cells_of_its_size(size, tmp_path):
+    words = ["recipe=paper", f"recipe.size={size}", "data.path=d", "data.corpus=c", f"output_dir={tmp_path}/seed_0"]
     config = recipe.read_config(compose_config("recipe", words))
+    assert config["recipe"]["name"] == size
     stages = recipe.compose_stages(config, shown_progress=True)
     trained = ["teacher", "init", "sft", "kd", "seqkd", "minillm"]
     assert [stage for stage in stages if not stage.startswith("evaluate")] == [*trained[:4], "generate", *trained[4:]]
     for stage in trained:
-        config, row = stages[stage].config, ROWS[f"{name}_{stage}"]
+        config, row = stages[stage].config, ROWS[f"{size}_{stage}"]
         assert (config["optimizer"]["lr"], config["max_steps"]) == (float(row["learning_rate"]), int(row["steps"]))
         if stage != "minillm":
             assert config["student"]["path"] == row["student"]
@@ -119,6 +192,6 @@ def test_recipe_runs_the_experiments_of_its_size(name, tmp_path):
 
 
 def test_recipe_asks_for_data_and_corpus(tmp_path):
-    config = to_plain(compose_config("recipe", ["recipe=paper/gpt2_120m", f"output_dir={tmp_path}"]), recipe.KEYS)
+    config = to_plain(compose_config("recipe", ["recipe=paper", f"output_dir={tmp_path}"]), recipe.KEYS)
     with pytest.raises(ValueError, match=r"needs data\.path=\.\.\. and data\.corpus=\.\.\."):
         recipe.compose_stages(config, shown_progress=True)

@@ -30,7 +30,7 @@ from lightning_minillm.reports.tables import make_console
 
 KEYS = "cache_dir data output_dir recipe redo seed shared_dir teacher_seed until workers".split()
 _RECIPE_KEYS = set(
-    "common evaluate extra models name requires shared stages steps teacher train_common train_extra".split()
+    "common evaluate extra name requires shared size stages steps teacher train_common train_extra".split()
 )
 _STAGE_KEYS = {"command", "title", "needs", "starts_at", "overrides", "extra"}
 
@@ -182,11 +182,10 @@ def _progress_file(folder: Path) -> dict[str, Any]:
 
 def _compose(command: str, overrides: Sequence[str], where: str) -> Config:
     try:
-        plain = OmegaConf.to_container(compose_config(command, overrides), resolve=True, throw_on_missing=True)
-    except (HydraException, OmegaConfBaseException) as error:
+        cfg = compose_config(command, overrides)
+        return to_plain(cfg, map(str, cfg))
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ValueError(f"{where}: {error}") from error
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
 
 
 def _check_keys(where: str, node: Mapping[str, Any], known: set[str]) -> None:
