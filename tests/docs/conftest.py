@@ -11,7 +11,7 @@ from lightning_minillm.models import load_tokenizer
 
 SIZES = SyntheticSizes(train=60, validation=6, test=6, corpus=40, references=2, vocab_size=400)
 # Folders of models; a folder of this name in the working directory comes before a model of the hub.
-MODELS = "gpt2 gpt2-xl FOLDER runs/teacher/student runs/init/student".split()
+MODELS = "gpt2 gpt2-medium gpt2-xl FOLDER runs/teacher/student runs/init/student".split()
 
 
 @pytest.fixture(scope="session")
