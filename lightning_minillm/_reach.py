@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
+    from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.strategies import ModelParallelStrategy
     from transformers import PretrainedConfig, PreTrainedModel
@@ -88,6 +88,11 @@ def attention_implementation(config: PretrainedConfig) -> str:
 
 
 # --- Lightning ------------------------------------------------------------------------------------------------------
+
+
+def trainer_of(module: LightningModule) -> Trainer | None:
+    """Return the trainer of a module, ``None`` outside a run; the public ``trainer`` raises there."""
+    return module._trainer
 
 
 def set_logged_step(trainer: Trainer, step: int) -> None:

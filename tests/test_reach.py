@@ -83,6 +83,18 @@ def fit(tmp_path, *callbacks, **options):
     trainer.fit(Tiny(), DataLoader(torch.ones(3, 1)), DataLoader(torch.ones(1, 1)))
 
 
+def test_a_module_knows_its_trainer_only_in_a_run(tmp_path):
+    module, seen = Tiny(), []
+
+    class Watch(L.Callback):
+        def on_train_start(self, trainer, module):
+            seen.append(_reach.trainer_of(module) is trainer)
+
+    assert _reach.trainer_of(module) is None
+    fit(tmp_path, Watch(), enable_checkpointing=False)
+    assert seen == [True]
+
+
 @pytest.mark.parametrize("options", [{"val_check_interval": 2}, {"val_check_interval": 4}, {}])
 def test_a_validation_that_follows_is_foreseen(options, tmp_path):
     foreseen, happened = [], []

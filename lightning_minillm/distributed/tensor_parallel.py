@@ -15,7 +15,7 @@ from lightning_minillm._reach import head_parallel_styles
 _HEAD_STYLES = ("colwise_gather_output", "colwise_rep")
 
 
-def split_tensors(model: PreTrainedModel, mesh: DeviceMesh) -> None:
+def divide_matrices(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     """Divide the projections of a model over the ranks of ``mesh``, in place; its weights have to be loaded.
 
     Embeddings, norms, and a head that shares its weights with the embedding stay whole on every rank. Inputs, and so

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from torch import nn
 
+from lightning_minillm._reach import trainer_of
 from lightning_minillm.distributed.placement import placement_of
 from lightning_minillm.evaluation.base import Evaluation
 from lightning_minillm.evaluation.records import RecordFiles
@@ -97,7 +98,7 @@ class EvaluationModule(LightningModule):
         """Load the models, once, and place them as the trainer's strategy does."""
         if self._pair is None:
             student, teacher = self._factories
-            self._pair = ModelPair(student, self.tokenizer, teacher, placement=placement_of(self._trainer))
+            self._pair = ModelPair(student, self.tokenizer, teacher, placement=placement_of(trainer_of(self)))
             self.student = self._pair.student
 
     def on_test_start(self) -> None:

@@ -125,7 +125,7 @@ class ModelPair:
     def place_teacher(self, device: torch.device) -> None:
         """Move the teacher, unless its strategy or its quantisation keeps it where it is."""
         if self.teacher is not None and not self.teacher_is_sharded and not is_quantized(self.teacher):
-            self.teacher.to(device)
+            self.teacher.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the argument
 
     def rest_teacher(self, device: torch.device) -> None:
         """Move the teacher to the CPU until it is needed, except for its head, which goes to ``device``."""
@@ -165,7 +165,8 @@ class ModelPair:
 def freeze(model: PreTrainedModel) -> PreTrainedModel:
     """Switch off the gradients and the dropout of a model, in place, and return it."""
     model.requires_grad_(False)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _load(source: ModelFactory) -> PreTrainedModel:

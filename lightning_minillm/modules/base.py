@@ -12,6 +12,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lightning_minillm._reach import trainer_of
 from lightning_minillm.checkpoints.micro_batches import ACCUMULATION_KEY, rescale_progress
 from lightning_minillm.checkpoints.weights import check_architecture
 from lightning_minillm.distributed.placement import ModelPlacement, placement_of
@@ -78,7 +79,7 @@ class CausalLMModule(LightningModule):
     @property
     def placement(self) -> ModelPlacement:
         """How the trainer's strategy places models."""
-        return placement_of(self._trainer)
+        return placement_of(trainer_of(self))
 
     @property
     def pair(self) -> ModelPair:
@@ -294,7 +295,7 @@ class CausalLMModule(LightningModule):
         Raises:
             ValueError: names or shapes of the weights differ.
         """
-        if self._trainer is not None:
+        if trainer_of(self) is not None:
             rescale_progress(checkpoint, self.trainer.accumulate_grad_batches)
         if "state_dict" in checkpoint:  # a sharding strategy has checked and loaded the weights by itself
             own, theirs = self.state_dict(), checkpoint["state_dict"]

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from transformers import PreTrainedModel
 
+from lightning_minillm._reach import set_data_parallel_size
+from lightning_minillm.batch_sizes import divide
 from lightning_minillm.checkpoints.files import put_in_place, read_checkpoint, recover
-from lightning_minillm.checkpoints.weights import check_architecture, weight_shapes
+from lightning_minillm.checkpoints.weights import check_architecture, shapes_of, weight_shapes
 from lightning_minillm.distributed.gradients import clip_by_norm
 from lightning_minillm.distributed.placement import HoldsModels, ModelPlacement, gather_objects
 from lightning_minillm.distributed.sharding import gathered, is_sharded, run_sharded, shard
-from lightning_minillm.distributed.tensor_parallel import split_tensors
+from lightning_minillm.distributed.tensor_parallel import divide_matrices
 
 _Result = TypeVar("_Result")
 Sharding = Literal["full", "grad_op", "hybrid"]
@@ -28,28 +30,28 @@ _SHARDINGS = ("full", "grad_op", "hybrid")
 
 
 class ShardedStrategy(ModelPlacement, ModelParallelStrategy):
-    """Shards student and teacher, which ask for it in ``configure_model`` through :meth:`shard_model`.
+    """Shards the student and the teacher when a module loads them in ``configure_model``.
 
-    It runs on GPUs and, with gloo, on the CPU. Data is dealt over the ranks that do not share a tensor: see
-    :attr:`data_rank`.
+    It runs on GPUs and, with gloo, on the CPU. Ranks that share matrices (tensor parallelism) take the same rows of
+    data; all other ranks take rows of their own.
 
     Args:
-        sharding: ``"full"``: parameters are gathered layer by layer for the forward pass and again for the backward
-            pass. ``"grad_op"``: they stay gathered in between, which takes the memory of a whole model. ``"hybrid"``:
-            full inside a node, replicated over nodes.
-        tensor_parallel_size: ranks over which each matrix is split; the rest of the ranks shard the pieces.
-        replicas: of ``"hybrid"``; the number of nodes when ``None``.
-        param_dtype: of compute (``"bfloat16"``, ``"float16"``); the shards, which the optimiser updates, and the
-            reduction of gradients stay float32. ``None`` computes in the dtype of the shards.
-        cpu_offload: keep shards, gradients and the optimiser's state on the CPU.
-        gather_for_rollouts: hold whole models while sampling. ``False`` gathers one layer at a time, for every token:
-            slow, but no rank ever holds a whole model.
-        save_distributed_checkpoint: checkpoints are folders to which every rank writes its part, instead of one file
-            that the first rank writes.
-        kwargs: of Lightning's ``ModelParallelStrategy``.
+        sharding: ``"full"`` gathers parameters layer by layer for the forward pass and again for the backward pass.
+            ``"grad_op"`` keeps them gathered in between, which takes the memory of a whole model. ``"hybrid"`` shards
+            inside each replica and copies over replicas.
+        tensor_parallel_size: ranks over which each matrix is divided; the pieces are sharded over the remaining ranks.
+        replicas: number of replicas of ``"hybrid"``; ``None`` for the number of nodes.
+        param_dtype: dtype of compute, ``"bfloat16"`` or ``"float16"``; the shards, which the optimiser updates, and the
+            sums of gradients stay in float32. ``None`` computes in the dtype of the shards.
+        cpu_offload: keep shards, gradients and the optimiser state on the CPU.
+        gather_for_rollouts: hold whole models while sampling. ``False`` gathers one layer at a time for every token,
+            which is slow but needs no memory for a whole model.
+        save_distributed_checkpoint: write checkpoints as folders to which every rank writes its part; ``False`` writes
+            one file on the first rank.
+        kwargs: arguments of Lightning's ``ModelParallelStrategy``.
 
     Raises:
-        ValueError: an option outside its range.
+        ValueError: an option is outside its range.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class ShardedStrategy(ModelPlacement, ModelParallelStrategy):
         if tensor_parallel_size < 1:
             raise ValueError(f"tensor_parallel_size must be at least 1, got {tensor_parallel_size}")
         if cpu_offload and torch.cuda.is_available():
-            # the norm of gradients that lie on the CPU is summed there
+            # the norm of gradients on the CPU is summed on the CPU
             kwargs.setdefault("process_group_backend", "cuda:nccl,cpu:gloo")
         super().__init__(
             tensor_parallel_size=tensor_parallel_size,
@@ -79,6 +81,8 @@ class ShardedStrategy(ModelPlacement, ModelParallelStrategy):
             **kwargs,
         )
         self.sharding = sharding
+        self.tensor_parallel_size = tensor_parallel_size
+        self.saves_folders = save_distributed_checkpoint
         self.replicas = replicas
         self.param_dtype = _DTYPES[param_dtype]
         self.cpu_offload = cpu_offload
@@ -88,20 +92,21 @@ class ShardedStrategy(ModelPlacement, ModelParallelStrategy):
     # --- ranks ------------------------------------------------------------------------------------------------------
 
     def setup_environment(self) -> None:
-        """Divide the ranks; Lightning would make one data-parallel rank a node.
+        """Divide the ranks; by default, Lightning makes one data-parallel rank per node.
 
         Raises:
-            ValueError: sizes that do not divide.
+            ValueError: the number of ranks is not a multiple of ``tensor_parallel_size`` and ``replicas``.
         """
-        size, world = int(self._tensor_parallel_size), self.num_nodes * self.num_processes
-        self._data_parallel_size = _divided(world, size, "tensor_parallel_size")
+        world = self.num_nodes * self.num_processes
+        data_parallel_size = divide(world, self.tensor_parallel_size, "ranks", "tensor_parallel_size")
+        set_data_parallel_size(self, data_parallel_size)
         super().setup_environment()
         mesh = self.device_mesh
         if self.sharding == "hybrid":
             replicas = self.replicas or self.num_nodes
-            shards = _divided(self._data_parallel_size, replicas, "replicas")
-            names = ("replicate", "shard", "tensor_parallel")
-            mesh = init_device_mesh(self.root_device.type, (replicas, shards, size), mesh_dim_names=names)
+            shards = divide(data_parallel_size, replicas, "ranks / tensor_parallel_size", "replicas")
+            sizes, names = (replicas, shards, self.tensor_parallel_size), ("replicate", "shard", "tensor_parallel")
+            mesh = init_device_mesh(self.root_device.type, sizes, mesh_dim_names=names)
             self._shard_mesh = mesh["replicate", "shard"]
         else:
             self._shard_mesh = mesh["data_parallel"]
@@ -119,16 +124,16 @@ class ShardedStrategy(ModelPlacement, ModelParallelStrategy):
 
     @property
     def data_rank(self) -> int:
-        """This rank's number among them; ranks that share tensors share it."""
+        """Number of this rank among the ranks with data of their own; ranks that share matrices share it."""
         return int(self.device_mesh["data_parallel"].get_local_rank())
 
     def sum_over_data(self, values: Tensor) -> Tensor:
-        """Return the sum of a tensor over the ranks that together have all data, each row once."""
+        """Return the sum of a tensor over ranks that together have every row of data once."""
         summed: Tensor = self.reduce(values, self._data_group, reduce_op="sum")
         return summed
 
     def gather_over_data(self, value: Any) -> list[Any]:
-        """Return the objects of these ranks, in their order."""
+        """Return the objects of these ranks, in the order of ranks."""
         return gather_objects(value, self.data_world_size, self._data_group)
 
     @property
@@ -143,12 +148,17 @@ class ShardedStrategy(ModelPlacement, ModelParallelStrategy):
         return True
 
     def shard_model(self, model: PreTrainedModel, *, cpu_offload: bool = False) -> None:
-        """Spread a loaded model over the ranks, in place; its shards stay on the CPU if either says so."""
+        """Spread a loaded model over the ranks, in place.
+
+        Args:
+            model: a model that is sharded already is left as it is.
+            cpu_offload: keep the shards on the CPU, even if the strategy's ``cpu_offload`` is off.
+        """
         if is_sharded(model):
             return
-        if int(self._tensor_parallel_size) > 1:
-            model.to(self.root_device)
-            split_tensors(model, self.device_mesh["tensor_parallel"])
+        if self.tensor_parallel_size > 1:
+            model.to(self.root_device)  # type: ignore[arg-type]  # transformers' wrapper hides the argument
+            divide_matrices(model, self.device_mesh["tensor_parallel"])
         assert self._shard_mesh is not None
         shard(
             model,
@@ -159,14 +169,14 @@ class ShardedStrategy(ModelPlacement, ModelParallelStrategy):
         )
 
     def model_to_device(self) -> None:
-        """Move what is not sharded; with ``cpu_offload``, parameters stay on the CPU."""
+        """Move everything that is not sharded; with ``cpu_offload``, only buffers."""
         assert self.model is not None
         if not self.cpu_offload:
             super().model_to_device()
             return
         for name, buffer in list(self.model.named_buffers()):
-            owner = self.model.get_submodule(name.rpartition(".")[0])
-            owner._buffers[name.rpartition(".")[2]] = buffer.to(self.root_device)
+            owner, _, leaf = name.rpartition(".")
+            setattr(self.model.get_submodule(owner), leaf, buffer.to(self.root_device))
 
     @property
     def _models(self) -> list[nn.Module]:
@@ -175,14 +185,14 @@ class ShardedStrategy(ModelPlacement, ModelParallelStrategy):
         return module.loaded_models() if isinstance(module, HoldsModels) else []
 
     def run_sampling(self, function: Callable[[], _Result]) -> _Result:
-        """Call a function that samples from the models, or does anything else with them that needs no gradient."""
+        """Call a function that samples from the models, or uses them in any way that needs no gradient."""
         with gathered(*self._models) if self.gather_for_rollouts else nullcontext():
             return run_sharded(self._models, function)
 
     def finish_together(self, finished: bool) -> bool:
-        """Return whether a rank that has sampled all of its responses may stop: with whole models, it may.
+        """Return whether a rank whose responses are ``finished`` may stop sampling.
 
-        Without, every rank has to take part in gathering until all of them are finished.
+        With whole models it may. Without, every rank takes part in gathering layers until all ranks are finished.
         """
         if self.gather_for_rollouts:
             return finished
@@ -213,8 +223,8 @@ class ShardedStrategy(ModelPlacement, ModelParallelStrategy):
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Write a file or a folder; it appears under its name when it is whole."""
-        if not self._save_distributed_checkpoint:
+        """Write a file or a folder, which appears under its name once it is complete."""
+        if not self.saves_folders:
             super().save_checkpoint(checkpoint, filepath, storage_options)
             return
         path = Path(self.broadcast(filepath))
@@ -229,25 +239,17 @@ class ShardedStrategy(ModelPlacement, ModelParallelStrategy):
         self.barrier()
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read either format into the sharded model, whatever the number of ranks that wrote it.
+        """Read a file or a folder, written by any number of ranks, into the sharded model.
 
         Raises:
-            ValueError: it is cut off, or of another architecture; the model is left as it was.
+            ValueError: the checkpoint is cut off or has a different architecture; the model is not changed.
         """
         path = Path(self.broadcast(checkpoint_path))
         if self.is_global_zero:
             recover(path)
         self.barrier()
         assert self.lightning_module is not None
-        own = {name: tuple(value.shape) for name, value in self.lightning_module.state_dict().items()}
         theirs = read_checkpoint(path, lambda: {"pytorch-lightning_version": "", "shapes": weight_shapes(path)})
-        check_architecture(own, theirs["shapes"])
+        check_architecture(shapes_of(self.lightning_module.state_dict()), theirs["shapes"])
         load = super().load_checkpoint
         return read_checkpoint(path, lambda: load(path, weights_only))
-
-
-def _divided(number: int, divisor: int, name: str) -> int:
-    if divisor < 1 or number % divisor:
-        possible = ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
-        raise ValueError(f"{name}={divisor} does not divide {number} ranks; possible are {possible}")
-    return number // divisor

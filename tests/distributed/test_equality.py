@@ -108,7 +108,7 @@ def test_half_precision_computes_in_it_and_keeps_float32_masters(plain, run_rank
 
 
 def test_sizes_that_do_not_divide_are_errors(run_ranks):
-    with pytest.raises(ValueError, match="tensor_parallel_size=2 does not divide 3 ranks; possible are 1, 3"):
+    with pytest.raises(ValueError, match="ranks=3 is not a multiple of tensor_parallel_size=2; the nearest is 2 or 4"):
         run_ranks(train, 3, strategy="fsdp", options={"tensor_parallel_size": 2}, devices=3)
     with pytest.raises(ValueError, match="does not define tensor parallelism for GPT2LMHeadModel"):
         run_ranks(train, 2, strategy="fsdp", options={"tensor_parallel_size": 2}, family="gpt2", steps=1)
