@@ -1,12 +1,16 @@
-"""Figures that are drawn without a screen."""
+"""Figures for files, drawn without a display."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
-def new_figure(panels: int) -> tuple[Any, list[Any]]:
+def new_figure(panels: int) -> tuple[Figure, list[Axes]]:
     """Return a matplotlib figure with ``panels`` axes in a row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -16,8 +20,8 @@ def new_figure(panels: int) -> tuple[Any, list[Any]]:
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])
 
 
-def save_figure(figure: Any, file: Path) -> None:
-    """Write a figure as a PNG file, whose folder is made."""
+def save_figure(figure: Figure, file: Path) -> None:
+    """Write a figure as a PNG file; its folder is created."""
     import matplotlib as mpl
 
     file.parent.mkdir(parents=True, exist_ok=True)

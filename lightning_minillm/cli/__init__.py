@@ -1,1 +1,1 @@
-"""The commands, and the only place that knows Hydra."""
+"""The commands. Only this package knows Hydra."""

@@ -1,4 +1,4 @@
-"""From a plain configuration to the objects of a run."""
+"""Makes the objects of a run from a plain configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From Hydra's containers to plain ones: the last place that sees an OmegaConf object."""
+"""Composes configurations and turns them into plain containers, and plain containers into objects."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ for _resolver in (tracking.run_name, tracking.run_group, tracking.run_tags, trac
 
 
 def quote(value: Any) -> str:
-    """Write a value, such as a path, so that Hydra's grammar takes it as one string whatever it contains.
+    """Quote a value, such as a path, so that Hydra's grammar reads it as one string.
 
     Example:
         >>> print(quote("it's a path, with a comma"))
@@ -50,14 +50,14 @@ def quote(value: Any) -> str:
 
 
 def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """Compose a command's configuration as the command line would.
+    """Compose the configuration of a command, as the command line does.
 
     Args:
         name: ``train``, ``evaluate``, ``generate`` or ``recipe``.
         overrides: in Hydra's grammar, such as ``experiment=smoke`` or ``optimizer.lr=1e-4``.
 
     Returns:
-        The configuration, unresolved; keys that it does not have cannot be set.
+        The configuration, unresolved. Setting a key that it does not have is an error.
     """
     overrides = quote_numbers(overrides)
     if GlobalHydra.instance().is_initialized():
@@ -67,7 +67,7 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def quote_numbers(overrides: Iterable[str]) -> list[str]:
-    """Let groups whose files are named by numbers be chosen without quotes, which Hydra's grammar would want.
+    """Quote the choices of groups whose files are named by numbers, as Hydra's grammar requires.
 
     Example:
         >>> quote_numbers(["devices=1,2", "seed=1"])
@@ -80,8 +80,8 @@ def run_command(command: Callable[[DictConfig], Any], name: str, expected: tuple
     """Run a command with the configuration that the command line asks for.
 
     Args:
-        command: ``train``, ``evaluate``, ... ; gets the composed configuration. A number that it returns is what a
-            search such as Optuna's optimises.
+        command: ``train``, ``evaluate``, ... ; takes the composed configuration. If it returns a number, a search such
+            as Optuna's optimises it.
         name: name of the configuration file.
         expected: exceptions of this command that are printed without a traceback, besides the usual ones.
     """
@@ -96,7 +96,7 @@ def run_command(command: Callable[[DictConfig], Any], name: str, expected: tuple
 
 
 def use_hydra_directory(cfg: DictConfig) -> DictConfig:
-    """Point ``output_dir`` at the directory that Hydra made, for a sweep's job or a rank."""
+    """Set ``output_dir`` to the directory that Hydra created, which differs in a job of a sweep."""
     with open_dict(cfg):
         cfg.output_dir = HydraConfig.get().runtime.output_dir
     return cfg
@@ -110,13 +110,13 @@ def to_plain(cfg: DictConfig | Mapping[str, Any], known_keys: Iterable[str]) -> 
         known_keys: the keys that the command reads.
 
     Raises:
-        ValueError: a key that nothing reads, or one that has to be given and was not.
+        ValueError: a key that nothing reads, or a required key without a value.
     """
     cfg = OmegaConf.create(dict(cfg)) if not isinstance(cfg, DictConfig) else cfg
     known = set(known_keys)
     unknown = sorted(str(key) for key in cfg if str(key) not in {PAPER, *known})
     if unknown:
-        raise ValueError(f"nothing reads the key(s) {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        raise ValueError(f"nothing reads the key(s) {', '.join(unknown)}; the keys are {', '.join(sorted(known))}")
     missing = sorted(_missing(OmegaConf.to_container(cfg, resolve=False)))
     if missing:
         raise ValueError(f"no value was given for {', '.join(missing)}; set e.g. {missing[0]}=VALUE")
@@ -126,7 +126,7 @@ def to_plain(cfg: DictConfig | Mapping[str, Any], known_keys: Iterable[str]) -> 
 
 
 def _missing(node: Any, path: str = "") -> Iterator[str]:
-    """Yield the keys that hold ``???``; OmegaConf's own search stops at interpolations that lead to them."""
+    """Yield the keys whose value is ``???``; OmegaConf's own search does not follow interpolations to them."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             yield from _missing(value, f"{path}.{key}" if path else str(key))
@@ -215,5 +215,5 @@ def _locate(target: str) -> Any:
 
 
 def build_all(nodes: Mapping[str, Any]) -> dict[str, Any]:
-    """Make every object of a group of named nodes; ``null`` switches one off."""
+    """Make every object of a group of named nodes, except those that are ``null``."""
     return {name: build(node) for name, node in nodes.items() if node is not None}

@@ -1,7 +1,7 @@
 """Jobs of a sweep that need several processes.
 
-Lightning starts the other ranks by repeating the command line, which in a sweep would be the whole sweep, and it leaves
-its ranks in the environment for the next job. So such a job becomes a command of its own.
+Lightning starts the other ranks by repeating the command line, which would repeat the whole sweep, and leaves its rank
+variables in the environment of the next job. Therefore such a job runs as a command of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lightning_minillm.cli.config import quote
 from lightning_minillm.files import read_json
 from lightning_minillm.reports import run_folder as runs
 
-# What a launcher tells the processes that it starts.
+# The variables that a launcher sets for the processes it starts.
 _RANKS = (
     "RANK",
     "LOCAL_RANK",
@@ -36,18 +36,18 @@ _RANKS = (
 
 
 def run_job(command: Callable[[DictConfig], Any], name: str, cfg: DictConfig) -> float | None:
-    """Run a command here, or in a process of its own if it is a sweep's job for several devices.
+    """Run a command in this process, or in a new process if it is a job of a sweep for several devices.
 
     Args:
-        command: gets the configuration.
-        name: of the command's module in this package.
+        command: takes the configuration.
+        name: name of the command's module in this package.
         cfg: as composed, with ``trainer`` and ``monitor``.
 
     Returns:
-        The best value of ``monitor``, for a search; ``None`` where the run did not measure it.
+        The best value of ``monitor``, for a search; ``None`` if the run did not measure it.
 
     Raises:
-        ValueError: the job failed; its messages were shown.
+        ValueError: the job failed; its messages have been printed.
     """
     trainer: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
     if HydraConfig.get().mode != RunMode.MULTIRUN or world_size(trainer) == 1:
@@ -55,7 +55,7 @@ def run_job(command: Callable[[DictConfig], Any], name: str, cfg: DictConfig) ->
         return _objective(cfg)
     words = [
         *HydraConfig.get().overrides.task,
-        "hydra.mode=RUN",  # a sweep that stands in the configuration would begin anew
+        "hydra.mode=RUN",  # otherwise a sweep in the configuration would start again
         f"hydra.run.dir={quote(HydraConfig.get().runtime.output_dir)}",
         f"hydra.sweep.dir={quote(Path(HydraConfig.get().sweep.dir).resolve())}",
     ]

@@ -1,7 +1,7 @@
-"""What a run is called in Weights & Biases, and what is written down there beside its metrics.
+"""Names, groups and tags of runs in Weights & Biases, and what is logged there besides metrics.
 
-The functions of names are resolvers in ``conf/logger/wandb.yaml``; outside a command, where Hydra has no job, they
-return what holds for a single run.
+The functions for names are resolvers in ``conf/logger/wandb.yaml``. Outside a command, when Hydra has no job, they
+return the values of a single run.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _LONGEST_TAG = 64  # characters; more is an error there
 
 
 def run_name(name: str) -> str:
-    """Return the name of a run: that of its configuration, in a sweep with the job's overrides."""
+    """Return the name of a run: the name of its configuration, and in a sweep the job's overrides."""
     sweep = _sweep()
     return " ".join([name, *_swept()]) if sweep else name
 
 
 def run_group(name: str) -> str | None:
-    """Return what runs stand together: the jobs of a sweep, the stages of a recipe; ``None`` for a single run."""
+    """Return the group of a run: its sweep or its recipe; ``None`` for a single run."""
     if _sweep() is not None:
         return f"{name}/{_sweep()}"
     if HydraConfig.initialized() and HydraConfig.get().job.config_name == "recipe":
@@ -40,12 +40,12 @@ def run_group(name: str) -> str | None:
 
 
 def run_tags(name: str) -> list[str]:
-    """Return the tags of a run: its configuration's name, and in a sweep the job's overrides."""
+    """Return the tags of a run: the name of its configuration, and in a sweep the job's overrides."""
     return [tag[:_LONGEST_TAG] for tag in [name, *(_swept() if _sweep() else ())]]
 
 
 def run_id(folder: str, resume: str) -> str | None:
-    """Return an id that is the same whenever a run goes on in its folder; ``None`` (a new one) for ``resume=never``."""
+    """Return an id that is the same when a run is resumed in its folder; ``None`` (a new id) for ``resume=never``."""
     return None if resume == "never" else digest(str(Path(folder).resolve()))[:16]
 
 
@@ -53,11 +53,11 @@ def run_id(folder: str, resume: str) -> str | None:
 def tracked(loggers: Sequence[Logger], folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
     """Give every logger the resolved configuration, the state of the code and the versions; finish its run at the end.
 
-    A run that is not finished would go on in the next one of the same process, such as a sweep's next job.
+    A logger run that is not finished would continue in the next run of the process, such as the next job of a sweep.
 
     Args:
         loggers: the trainer's.
-        folder: of a run that :func:`lightning_minillm.reports.run_folder.start_run` began.
+        folder: the folder of a run that :func:`lightning_minillm.reports.run_folder.start_run` has created.
         config: resolved.
     """
     _log_start(loggers, folder, config)
@@ -80,20 +80,20 @@ def _log_start(loggers: Sequence[Logger], folder: Path, config: Mapping[str, Any
 
 
 def _sweep() -> str | None:
-    """Name of the sweep's folder, where this is one of its jobs."""
+    """Return the name of the sweep's folder if this is one of its jobs."""
     if not HydraConfig.initialized():
         return None
     hydra = HydraConfig.get()
     folder = Path(hydra.sweep.dir).resolve()
-    # a job for several devices is a command of its own, which is told the sweep's folder
+    # a job for several devices is a command of its own that gets the folder of the sweep
     return folder.name if folder in Path(hydra.runtime.output_dir).resolve().parents else None
 
 
 def _swept() -> list[str]:
-    """Return the overrides that this job of a sweep does not share with the others, each without its key's path."""
+    """Return the overrides in which this job differs from others of its sweep, with the last part of their keys."""
     hydra = HydraConfig.get()
     file = Path(hydra.sweep.dir) / "multirun.yaml"
     shared = set(OmegaConf.load(file).hydra.overrides.task) if file.is_file() else set()
-    shared |= {f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()}  # those of one value
+    shared |= {f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()}  # keys with one value
     pairs = (word.partition("=") for word in hydra.overrides.task if word not in shared)
     return [f"{key.rpartition('.')[2]}={value}" for key, _, value in pairs]

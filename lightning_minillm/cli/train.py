@@ -24,11 +24,11 @@ from lightning_minillm.cli.build import (
     prepare_data,
 )
 from lightning_minillm.cli.config import Config, run_command, to_plain
-from lightning_minillm.cli.model_card import write_model_card
 from lightning_minillm.cli.sweeps import run_job
 from lightning_minillm.cli.tracking import tracked
 from lightning_minillm.files import changed_keys, write_json
 from lightning_minillm.reports import run_folder as runs
+from lightning_minillm.reports.model_card import write_model_card
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -41,7 +41,7 @@ KEYS = (
     " monitor_mode name optimizer output_dir resume rollout scheduler seed student teacher trainer validation"
 ).split()
 STUDENT_FOLDER = "student"
-# What must not change between the start of a run and its resumption.
+# Keys that must not change between the start of a run and its resumption.
 _IDENTITY = "batch_size data max_length max_prompt_length module seed student teacher".split()
 
 
@@ -52,11 +52,11 @@ def train(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
         cfg: as composed from ``conf/train.yaml``.
 
     Returns:
-        The metrics that ``metrics.json`` also holds, and the objects: ``config``, ``datamodule``, ``module``,
+        The content of ``metrics.json``, and the objects: ``config``, ``datamodule``, ``module``,
         ``trainer``, ``callbacks``.
 
     Raises:
-        ValueError: anything in the configuration that cannot work, before any work starts.
+        ValueError: a configuration that cannot work, before any work starts.
     """
     config = to_plain(cfg, KEYS)
     folder = Path(config["output_dir"])
@@ -93,7 +93,7 @@ def find_checkpoint(config: Config) -> str | None:
     """Return the checkpoint to resume from, or ``None`` to start from scratch.
 
     Raises:
-        ValueError: ``ckpt_path`` names no file, or the run directory holds a run of another configuration.
+        ValueError: ``ckpt_path`` names no file, or the run directory contains a run with a different configuration.
     """
     if config["resume"] not in ("auto", "never"):
         raise ValueError(f"resume must be auto or never, got {config['resume']!r}")
@@ -121,7 +121,7 @@ def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _finish(config: Config, trainer: Trainer, module: CausalLMModule, callbacks: Mapping[str, Any]) -> dict[str, Any]:
-    """Take the best weights, export them, and gather the run's numbers."""
+    """Load the best weights, export them, and return the metrics of the run."""
     best = callbacks.get("best")
     metrics: dict[str, Any] = {
         "optimizer_steps": trainer.global_step,

@@ -1,1 +1,1 @@
-"""Results on paper: tables, pictures, and what a run's folder holds."""
+"""Reports: tables and pictures of results, and the folders of runs that they are read from."""

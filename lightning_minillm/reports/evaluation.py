@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
@@ -14,27 +13,12 @@ from lightning_minillm.reports.pictures import draw_picture
 from lightning_minillm.reports.results import Results, group_of
 from lightning_minillm.reports.summary import side_by_side, summary_table
 from lightning_minillm.reports.tables import print_table
+from lightning_minillm.types import ImageLogger, TableLogger
 
 REPORT_FILE = "report.md"
 PICTURES_FOLDER = "pictures"
 NOTE = "mean ± standard deviation of repeated measurements"
 _SAMPLES = 8
-
-
-@runtime_checkable
-class LogsTables(Protocol):
-    """A logger that takes tables, such as Lightning's ``WandbLogger``."""
-
-    def log_table(self, key: str, columns: list[str], data: list[list[Any]]) -> None:
-        """Log rows under a key."""
-
-
-@runtime_checkable
-class LogsImages(Protocol):
-    """A logger that takes images, such as Lightning's ``WandbLogger``."""
-
-    def log_image(self, key: str, images: list[Any]) -> None:
-        """Log image files under a key."""
 
 
 def draw_pictures(results: Results, folder: Path) -> dict[str, Path]:
@@ -113,7 +97,7 @@ def log_report(loggers: Iterable[Logger], results: Results, pictures: Mapping[st
     }
     for logger in loggers:
         logger.log_metrics(means)
-        if isinstance(logger, LogsTables):
+        if isinstance(logger, TableLogger):
             for group, columns in results.groups.items():
                 rows = [
                     [model, *(summary[column.key]["mean"] if column.key in summary else None for column in columns)]
@@ -121,7 +105,7 @@ def log_report(loggers: Iterable[Logger], results: Results, pictures: Mapping[st
                 ]
                 heads = ["model", *(column.title for column in columns)]
                 logger.log_table(key=f"evaluation/{group}", columns=heads, data=rows)
-        if isinstance(logger, LogsImages):
+        if isinstance(logger, ImageLogger):
             for key, file in pictures.items():
                 logger.log_image(key=f"pictures/{key}", images=[str(file)])
         logger.save()

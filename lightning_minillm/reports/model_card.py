@@ -1,32 +1,46 @@
-"""The card beside an exported student: what it came from, how it was trained, what was measured."""
+"""The card beside an exported student: its base model, its training and its validation."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_only
+
+from lightning_minillm.files import write_text
+from lightning_minillm.reports import run_folder as runs
+from lightning_minillm.reports.tables import markdown_cell
+
+CARD_FILE = "README.md"
+_HYPERPARAMETERS = ("max_steps", "batch_size", "max_length", "max_prompt_length", "seed")
+_GROUPS = ("optimizer", "scheduler", "module", "loss")
+_TRAINER = ("precision", "gradient_clip_val", "devices", "num_nodes")
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 Value = str | int | float | bool | None | Sequence["Value"]
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a card says, as plain values; what is ``None`` or empty is left out."""
+    """The content of a card as plain values; ``None`` and empty values are left out."""
 
     name: str
-    """Title: the run's name."""
+    """The title: the name of the run."""
     base: str
     """Model that training started from: a hub name, a folder, or words such as ``random weights (gpt2)``."""
     method: str
     """Module and loss, by their class names."""
     teacher: str | None = None
-    """As ``base``."""
+    """Like ``base``."""
     data: Mapping[str, str] = field(default_factory=dict)
-    """Files or hub names by what they serve for."""
+    """Files or hub names by their purpose."""
     hyperparameters: Mapping[str, Value] = field(default_factory=dict)
-    """By the names under which the configuration has them."""
+    """By their names in the configuration."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Validation values of the exported weights, by their log keys."""
     chosen_by: str | None = None
@@ -38,10 +52,10 @@ class ModelCard:
 
 
 def render_model_card(card: ModelCard) -> str:
-    """Write the card in the hub's form: YAML front matter, then Markdown.
+    """Return the card in the hub's form: YAML front matter, then Markdown.
 
     Args:
-        card: what to say.
+        card: the content.
 
     Returns:
         The text of ``README.md``.
@@ -90,7 +104,7 @@ def _front_matter(card: ModelCard) -> str:
 
 
 def _is_hub_name(text: str) -> bool:
-    """Whether this can be a repository on the hub (``gpt2``, ``facebook/opt-1.3b``), as the hub's front matter asks."""
+    """Whether this can be a repository on the hub (``gpt2``, ``facebook/opt-1.3b``), as the front matter requires."""
     return _HUB_NAME.fullmatch(text) is not None
 
 
@@ -103,4 +117,90 @@ def _table(rows: Mapping[str, Value]) -> str:
 
 def _cell(value: Value) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
-    return " ".join(text.split()).replace("|", "\\|")
+    return markdown_cell(" ".join(text.split()))
+
+
+# --- from a run's configuration -------------------------------------------------------------------------------------
+
+
+@rank_zero_only
+def write_model_card(folder: Path, config: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+    """Write ``README.md`` beside an exported student.
+
+    Args:
+        folder: the Hugging Face folder.
+        config: plain configuration of the training run.
+        metrics: the content of ``metrics.json``.
+    """
+    write_text(folder / CARD_FILE, render_model_card(describe_run(config, metrics)))
+
+
+def describe_run(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> ModelCard:
+    """Return the card of a run from its configuration and ``metrics.json``."""
+    data = {key: config["data"].get(key) for key in ("train", "validation")}
+    corpus = (config["data"].get("datamodule") or {}).get("lm_corpus")
+    data["pretraining text"] = corpus.get("path") if isinstance(corpus, Mapping) else corpus
+    best = metrics.get("best")
+    chosen = f"{best['metric']} = {best['value']:.4g} at step {best['optimizer_steps']}" if best else "the last step"
+    module, loss = (_class_name(config[key]) for key in ("module", "loss"))
+    # if an earlier validation chose the weights, the values of the last validation are not theirs
+    measured = {} if best else {key: value for key, value in metrics["last"].items() if key.startswith("val/")}
+    return ModelCard(
+        name=config["name"],
+        base=_model_name(config["student"]) or "random weights",
+        teacher=_model_name(config["teacher"]),
+        method=f"{module} with {loss}",
+        data={key: str(value) for key, value in data.items() if value is not None},
+        hyperparameters=_hyperparameters(config),
+        metrics={best["metric"]: best["value"]} if best else measured,
+        chosen_by=chosen,
+        command=_command(),
+        versions=_versions(),
+    )
+
+
+def _class_name(node: Mapping[str, Any]) -> str:
+    return str(node["_target_"]).rpartition(".")[2]
+
+
+def _model_name(node: Mapping[str, Any] | None) -> str | None:
+    if not node or not node.get("model"):
+        return None
+    path = node["model"].get("path")
+    return str(path) if path else f"random weights ({node['model'].get('architecture')})"
+
+
+def _hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    values = {key: config[key] for key in _HYPERPARAMETERS}
+    for group in _GROUPS:
+        values.update(_scalars(config[group] or {}, group))
+    values.update({f"trainer.{key}": config["trainer"].get(key) for key in _TRAINER})
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _scalars(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    """Yield every value of a group by its dotted name; the loss inside the module is left out, as it has its group."""
+    for key, value in node.items():
+        name = f"{path}.{key}"
+        if name == "module.loss" or key == "_partial_":
+            continue
+        if isinstance(value, Mapping):
+            yield from _scalars(value, name)
+        else:
+            yield name, value
+
+
+def _command() -> str | None:
+    """Return the shell command if the run was started by one of our commands."""
+    program = Path(sys.argv[0]).name
+    if program.startswith("minillm-"):
+        return shlex.join([program, *sys.argv[1:]])
+    if Path(sys.argv[0]).parent.name == "cli" and program.endswith(".py"):
+        return shlex.join(["python", "-m", f"lightning_minillm.cli.{Path(program).stem}", *sys.argv[1:]])
+    return None
+
+
+def _versions() -> dict[str, str]:
+    git = runs.git_state()
+    versions = {name: version for name, version in runs.package_versions().items() if version}
+    return {**versions, **({"commit": git["commit"] + (" with changes" if git["changed"] else "")} if git else {})}

@@ -1,14 +1,17 @@
-"""Draws the pictures that evaluations name, with the curves of all models."""
+"""Draws the pictures of evaluations, with the curves of all models."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lightning_minillm.evaluation import Curve, Picture
 from lightning_minillm.figures import new_figure, save_figure
 from lightning_minillm.reports import plots
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _MOST_DOTS = 30
 
@@ -20,7 +23,7 @@ def draw_picture(picture: Picture, curves: Mapping[str, Curve], file: Path, mode
         picture: its axes.
         curves: by model.
         file: a PNG file.
-        models: all models, in the order in which other pictures give them their colours.
+        models: all models, in the order that decides their colours in every picture.
     """
     palette = plots.colours(dict.fromkeys([*models, *curves]))
     figure, (axis,) = new_figure(1)
@@ -32,15 +35,15 @@ def draw_picture(picture: Picture, curves: Mapping[str, Curve], file: Path, mode
     save_figure(figure, file)
 
 
-def _lines(axis: Any, picture: Picture, curves: Mapping[str, Curve], palette: Mapping[str, str]) -> None:
+def _lines(axis: Axes, picture: Picture, curves: Mapping[str, Curve], palette: Mapping[str, str]) -> None:
     for model, curve in curves.items():
         marker = "." if len(curve.x) <= _MOST_DOTS else None
         axis.plot(curve.x, curve.y, label=model, color=palette[model], marker=marker)
     _name_ticks(axis, picture)
 
 
-def _bars(axis: Any, picture: Picture, curves: Mapping[str, Curve], palette: Mapping[str, str]) -> None:
-    """Draw a group of bars at each x, one bar a model."""
+def _bars(axis: Axes, picture: Picture, curves: Mapping[str, Curve], palette: Mapping[str, str]) -> None:
+    """Draw a group of bars at each x, with one bar per model."""
     places = {x: place for place, x in enumerate(sorted({x for curve in curves.values() for x in curve.x}))}
     width = 0.8 / max(1, len(curves))
     for number, (model, curve) in enumerate(curves.items()):
@@ -50,7 +53,7 @@ def _bars(axis: Any, picture: Picture, curves: Mapping[str, Curve], palette: Map
     axis.set_xticks(list(places.values()), names)
 
 
-def _reliability(axis: Any, picture: Picture, curves: Mapping[str, Curve], palette: Mapping[str, str]) -> None:
+def _reliability(axis: Axes, picture: Picture, curves: Mapping[str, Curve], palette: Mapping[str, str]) -> None:
     axis.plot([0, 1], [0, 1], color="grey", linestyle="--", label="perfect calibration")
     for model, curve in curves.items():
         axis.plot(curve.x, curve.y, label=model, color=palette[model], marker="o", markersize=4)
@@ -58,6 +61,6 @@ def _reliability(axis: Any, picture: Picture, curves: Mapping[str, Curve], palet
     _name_ticks(axis, picture)
 
 
-def _name_ticks(axis: Any, picture: Picture) -> None:
+def _name_ticks(axis: Axes, picture: Picture) -> None:
     if picture.x_ticks is not None:
         axis.set_xticks(range(len(picture.x_ticks)), picture.x_ticks)

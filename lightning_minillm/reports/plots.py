@@ -1,4 +1,4 @@
-"""Plots of a recipe's results: learning curves, and bars with deviations."""
+"""Plots of results: learning curves, and bars with deviations."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Curve = list[tuple[int, float]]
 """(optimiser step, value)"""
 STEPS = "optimiser steps"
 STEPS_FROM_INITIAL = f"{STEPS} (initial SFT included)"
-"""Where some curves begin at the last step of the initial student."""
+"""The label if some curves begin at the last step of the initial student."""
 
 
 def read_curve(folder: Path, metric: str) -> Curve:
     """Read a metric's values from the CSV files of a run.
 
     Args:
-        folder: the run directory. A run that was resumed has several files, of which the later count.
+        folder: the run directory. A resumed run has several files; where their steps overlap, the later file counts.
         metric: a column, such as ``val/rougeL``.
 
     Returns:
@@ -38,7 +38,7 @@ def read_curve(folder: Path, metric: str) -> Curve:
 
 
 def colours(models: Iterable[str]) -> dict[str, str]:
-    """Give every model a colour of its own, the same in every panel and every picture.
+    """Give every model its own colour, the same in every panel and every picture.
 
     Example:
         >>> colours(["teacher", "SFT"])
@@ -50,12 +50,12 @@ def colours(models: Iterable[str]) -> dict[str, str]:
 def plot_curves(
     curves: Mapping[str, Mapping[str, Curve]], file: Path, models: Sequence[str], x_label: str = STEPS
 ) -> None:
-    """Draw learning curves, one panel a metric.
+    """Draw learning curves, one panel per metric.
 
     Args:
-        curves: ``{metric: {model: curve}}``; steps already count from each student's first.
+        curves: ``{metric: {model: curve}}``; steps count from each student's first step.
         file: a PNG file.
-        models: those that the bars show, in their order, so that both pictures use the same colours.
+        models: the models of the bars in their order, so that both pictures use the same colours.
         x_label: :data:`STEPS`, or :data:`STEPS_FROM_INITIAL`.
     """
     palette = colours(dict.fromkeys([*models, *(model for lines in curves.values() for model in lines)]))
@@ -74,7 +74,7 @@ def plot_curves(
 
 
 def plot_bars(results: Mapping[str, Summary], file: Path) -> None:
-    """Draw every metric's mean as bars, with the deviation.
+    """Draw the mean of every metric as bars, with the deviation.
 
     Args:
         results: by model.

@@ -1,4 +1,4 @@
-"""Finds what was measured in the folders of runs: recipes, evaluations, training runs, and sweeps of them."""
+"""Reads the results in the folders of runs: recipes, evaluations, training runs, and sweeps of them."""
 
 from __future__ import annotations
 
@@ -31,36 +31,36 @@ class Entry:
     model: str
     """Its name in the table."""
     group: str
-    """Entries of the same model and group differ in nothing but the training seed."""
+    """Entries of the same model and group differ only in the training seed."""
     folder: Path
-    """Of the run; its name tells apart models of the same name."""
+    """The folder of the run; its name tells models of the same name apart."""
     split: str
-    """On which data it was measured: ``test``, ``validation``."""
+    """The data split it was measured on: ``test``, ``validation``."""
     values: Mapping[str, Sequence[float]]
-    """By metric, one value a sampling seed; empty when the run has none yet."""
+    """By metric, one value per sampling seed; empty if the run has none yet."""
     seed: int | None = None
-    """Of training, where it is known."""
+    """The training seed, if known."""
     responses: Mapping[tuple[str, int], Path] = field(default_factory=dict)
-    """JSON lines with ``index``, ``references`` and ``response``, by data set (empty for a single one) and seed."""
+    """JSON Lines with ``index``, ``references`` and ``response``, by data set (empty for a single one) and seed."""
     measures: Mapping[str, Measure] = field(default_factory=dict)
     """How metrics are shown, if the run says so."""
     metrics: Path | None = None
-    """Run directory with the learning curve."""
+    """The run directory with the learning curve."""
     starts_at: int = 0
     """Optimiser steps before the learning curve begins."""
     is_teacher: bool = False
     lacks: str = ""
-    """What should be there and is not."""
+    """The results that are missing from the folder."""
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[Entry]:
     """Read all models of all runs; a folder that is given twice counts once.
 
     Raises:
-        ValueError: no folder given, one that does not exist, or one that holds no run.
+        ValueError: no folder, a folder that does not exist, or one that contains no run.
     """
     if not folders:
-        raise ValueError(f"name at least one run, e.g. minillm-compare outputs/quickstart/seed_0; a run is {EXPECTED}")
+        raise ValueError(f"no runs given: name at least one, e.g. outputs/quickstart/seed_0; a run is {EXPECTED}")
     entries: dict[tuple[Path, str], Entry] = {}
     for given in folders:
         folder = Path(given).expanduser().resolve()
@@ -70,13 +70,13 @@ def read_runs(folders: Sequence[str | Path]) -> list[Entry]:
         if found is None:
             found = list(_read_sweep(folder))
         if not found:
-            raise ValueError(f"{str(given)!r} holds no run; expected is {EXPECTED}")
+            raise ValueError(f"{str(given)!r} contains no run; a run is {EXPECTED}")
         entries |= {(entry.folder, entry.model): entry for entry in found}
     return list(entries.values())
 
 
 def read_run(folder: Path) -> list[Entry] | None:
-    """Return the models of one recipe, evaluation or training run, or ``None`` when the folder is none of them."""
+    """Return the models of one recipe, evaluation or training run, or ``None`` if the folder is none of them."""
     config = runs.read_config(folder) or {}
     if "recipe" in config:
         return _read_recipe(folder, config)
@@ -126,7 +126,7 @@ def _read_recipe(folder: Path, config: Mapping[str, Any]) -> list[Entry]:
 
 
 def _beside(folder: Path, config: Mapping[str, Any], stage: str) -> Path:
-    """Return a stage's folder, also where a recipe's results were moved together with what they share."""
+    """Return the folder of a stage, also if a recipe was moved together with its shared stages."""
     if stage.removeprefix("evaluate_") not in config["recipe"]["shared"]:
         return folder / stage
     shared = Path(config["shared_dir"])
@@ -171,7 +171,7 @@ def _response_files(
 
 
 def _read_training(folder: Path, config: Mapping[str, Any]) -> Entry:
-    """Read a training run: the validation of the weights that were kept, or the last one where none were."""
+    """Read a training run: the validation of the best weights, or the last validation if none were kept."""
     metrics = read_json(folder / runs.METRICS_FILE)
     best = (metrics or {}).get("best")
     values, step = {}, None
@@ -182,7 +182,7 @@ def _read_training(folder: Path, config: Mapping[str, Any]) -> Entry:
             values[metric] = [curve[step]]
         elif metrics and f"val/{metric}" in metrics["last"]:
             values[metric] = [metrics["last"][f"val/{metric}"]]
-    if best:  # the checkpoint says it in full precision
+    if best:  # the checkpoint has it in full precision
         values[best["metric"].removeprefix("val/")] = [best["value"]]
     samples = _sample_file(folder, best["optimizer_steps"] if best else step)
     identity = {key: value for key, value in config.items() if key not in ("output_dir", "cache_dir", "logger")}
@@ -219,7 +219,7 @@ def _sample_file(folder: Path, step: int | None) -> Path | None:
 
 
 def _read_sweep(folder: Path) -> Iterator[Entry]:
-    """Read the runs in a folder, named by the overrides in which they differ."""
+    """Read the runs in a folder, and name them by the overrides in which they differ."""
     jobs = sorted((item for item in folder.iterdir() if item.is_dir()), key=_job_order)
     found = {job: read_run(job) for job in jobs}
     unstarted = {job for job in jobs if found[job] is None and (job / _OVERRIDES).is_file()}
@@ -234,7 +234,7 @@ def _read_sweep(folder: Path) -> Iterator[Entry]:
         for entry in entries:
             single = len(entries) == 1 and label
             name = label if single else (f"{entry.model}, {label}" if label else entry.model)
-            # in a sweep the label is what tells jobs apart; without one, jobs differ in the seed at most
+            # the label tells the jobs of a sweep apart; without a label, jobs differ at most in the seed
             yield replace(entry, model=name, group=f"{folder} {label}" if label else entry.group)
 
 
@@ -250,13 +250,13 @@ def _overrides(job: Path) -> dict[str, str]:
 
 
 def label_jobs(overrides: Mapping[Path, Mapping[str, str]]) -> dict[Path, str]:
-    """Name jobs by the overrides in which they differ, the training seed left out.
+    """Name jobs by the overrides in which they differ, without the training seed.
 
     Args:
         overrides: by job, ``{key: value}``.
 
     Returns:
-        Such as ``"teacher_mix_alpha=0.2, lr=1e-4"``; keys are as short as they can be without being the same.
+        Names such as ``"teacher_mix_alpha=0.2, lr=1e-4"``; keys are shortened as long as they stay different.
 
     Example:
         >>> a, b = {"loss.gamma": "1", "seed": "0"}, {"loss.gamma": "0.9", "seed": "0"}

@@ -1,4 +1,4 @@
-"""What evaluations found out about several models, in one place: numbers, curves, and how they are shown."""
+"""The results of several evaluations of several models: numbers, curves, and how to show them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lightning_minillm.reports.summary import summarise
 from lightning_minillm.reports.tables import Column, Summary
 
 PLAIN = "responses"
-"""The evaluation whose metrics have no name before theirs."""
+"""The evaluation whose metrics have no prefix."""
 
 
 @dataclass
 class Results:
-    """Grows by the findings of one evaluation of one model at a time."""
+    """Collects the findings of evaluations, one evaluation of one model at a time."""
 
     measures: dict[str, Measure] = field(default_factory=dict)
     """How each metric is shown, in the order of columns."""
@@ -26,7 +26,7 @@ class Results:
     """By picture, then by model."""
 
     def add(self, model: str, evaluation: Evaluation, findings: Findings) -> None:
-        """Add what an evaluation found out about a model."""
+        """Add the findings of one evaluation of one model."""
         prefix = "" if evaluation.name == PLAIN else f"{evaluation.name}/"
         self.measures |= {prefix + name: measure for name, measure in evaluation.measures.items()}
         self.pictures |= {prefix + name: picture for name, picture in evaluation.pictures.items()}
@@ -46,7 +46,7 @@ class Results:
         return groups
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything but the numbers of the models, which stand on their own in ``results.json``."""
+        """Return everything except the numbers of the models, which have their own key in ``results.json``."""
         pictures = {
             key: {**asdict(self.pictures[key]), "curves": {model: asdict(curve) for model, curve in curves.items()}}
             for key, curves in self.curves.items()
@@ -70,11 +70,11 @@ def read_measures(stored: Mapping[str, Any]) -> dict[str, Measure]:
 
 
 def from_json(stored: Sequence[Mapping[str, Any]], names: Mapping[str, str] | None = None) -> Results:
-    """Put together what several ``results.json`` hold.
+    """Combine the contents of several ``results.json`` files.
 
     Args:
-        stored: their contents.
-        names: other names for the models in them.
+        stored: the contents.
+        names: new names by the names of the models in the files; models that are absent keep theirs.
     """
     results = Results()
     for content in stored:

@@ -1,4 +1,4 @@
-"""What a run directory holds: the resolved configuration, where the code stood, which versions ran, the metrics."""
+"""The content of a run directory: the resolved configuration, the state of the code, package versions, the metrics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PACKAGES = ("torch", "lightning", "transformers", "datasets", "torchmetrics", "
 
 @rank_zero_only
 def start_run(folder: Path, config: Mapping[str, Any]) -> None:
-    """Make the run directory and write down what is about to run."""
+    """Create the run directory, and write the configuration and the environment to it."""
     write_text(folder / CONFIG_FILE, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
     environment = {
         "command": sys.argv,
@@ -37,18 +37,18 @@ def start_run(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """Return the configuration that an earlier run in this directory wrote down, if any."""
+    """Return the configuration of an earlier run in this directory, or ``None``."""
     file = folder / CONFIG_FILE
     return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def package_versions() -> dict[str, str | None]:
-    """Versions of the packages that numbers depend on; ``None`` for one that is not installed."""
+    """Return the versions of the packages that numbers depend on; ``None`` for a package that is not installed."""
     return {name: _version(name) for name in _PACKAGES}
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit of the package's checkout and whether it has changes; ``None`` outside a checkout or without git."""
+    """Return the commit of the package's checkout and whether it has changes; ``None`` without a checkout or git."""
     root = Path(lightning_minillm.__file__).parent.parent
     commit = _git(root, "rev-parse", "HEAD")
     tracked = _git(root, "ls-files", "--error-unmatch", "lightning_minillm/__init__.py")

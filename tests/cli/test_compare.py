@@ -240,11 +240,11 @@ def test_wrong_choices_are_named(options, message, tmp_path):
 
 def test_what_is_no_run_is_an_error(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"holds no run; expected is a recipe's folder \(results.json\)"):
+    with pytest.raises(ValueError, match=r"contains no run; a run is a recipe's folder \(results.json\)"):
         run(tmp_path, tmp_path / "empty")
     with pytest.raises(ValueError, match="there is no folder"):
         run(tmp_path, tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="name at least one run"):
+    with pytest.raises(ValueError, match="no runs given: name at least one"):
         run(tmp_path)
 
 

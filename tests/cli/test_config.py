@@ -29,7 +29,7 @@ def test_missing_values_are_all_named_also_behind_interpolations():
 
 
 def test_unknown_key_is_named_with_those_that_are_known():
-    with pytest.raises(ValueError, match=r"nothing reads the key\(s\) typo; known are a, b"):
+    with pytest.raises(ValueError, match=r"nothing reads the key\(s\) typo; the keys are a, b"):
         to_plain({"a": 1, "typo": 2}, ["a", "b"])
 
 

@@ -4,8 +4,8 @@ import pytest
 
 from lightning_minillm.cli import train as train_file
 from lightning_minillm.cli.config import compose_config
-from lightning_minillm.cli.model_card import describe_run
 from lightning_minillm.cli.train import train
+from lightning_minillm.reports.model_card import describe_run
 
 
 def test_a_run_writes_the_card_beside_the_student(train_overrides, folders, tmp_path, monkeypatch):

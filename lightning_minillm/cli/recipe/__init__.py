@@ -1,4 +1,4 @@
-"""``minillm-recipe``: a whole procedure, its stages, how they are scheduled, and their report."""
+"""``minillm-recipe``: a whole procedure in stages, their scheduling and their report."""
 
 from lightning_minillm.cli.recipe.command import KEYS, main, recipe
 

@@ -1,4 +1,4 @@
-"""``minillm-recipe``: the paper's whole procedure as stages that are kept, resumed, compared and reported."""
+"""``minillm-recipe``: the paper's whole procedure in stages, which are kept, resumed, compared and reported."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ _STAGE_KEYS = {"command", "title", "needs", "starts_at", "overrides", "extra"}
 
 
 def recipe(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Run the stages of a recipe and report on the models that they made.
+    """Run the stages of a recipe and write a report on the models that they train.
 
-    ``output_dir`` then holds a folder a stage, ``results.json``, ``results.csv``, ``table.md``, ``curves.png``,
-    ``bars.png``, ``samples.md``, and all of it in ``report.md`` with the pictures of the evaluations.
+    ``output_dir`` then contains one folder per stage, ``results.json``, ``results.csv``, ``table.md``, ``curves.png``,
+    ``bars.png``, ``samples.md``, and ``report.md`` with tables, samples and the pictures of the evaluations.
 
     Args:
         cfg: as composed from ``conf/recipe.yaml``.
 
     Returns:
         ``{model: {metric: {"mean", "std", "values"}}}``, and objects: ``config``, ``stages`` (by name), ``ran``
-        (stages that had something to do).
+        (the stages that had work to do).
 
     Raises:
         ValueError: a recipe or a stage whose configuration cannot work, before any stage runs.
@@ -59,7 +59,7 @@ def recipe(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
     chosen = _until(stages, config["until"])
     for name in config["redo"]:
         if name not in stages:
-            raise ValueError(f"redo names {name!r}, which is no stage; the stages are {', '.join(stages)}")
+            raise ValueError(f"redo names {name!r}, which is not a stage; the stages are {', '.join(stages)}")
         forget(stages[name])
     folder = Path(config["output_dir"])
     started = time.perf_counter()
@@ -73,7 +73,7 @@ def recipe(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
     )
     ran = run_stages(chosen, fingerprints, workers, console)
     results = report_recipe(config, stages, console) if config["until"] is None else {}
-    console.print(f"{config['recipe']['name']}: {time.perf_counter() - started:.0f} s; results are in {folder}")
+    console.print(f"{config['recipe']['name']}: {time.perf_counter() - started:.0f} s; results are written to {folder}")
     return results, {"config": config, "stages": stages, "ran": [name for name, anything in ran.items() if anything]}
 
 
@@ -94,10 +94,10 @@ def compose_stages(config: Config, shown_progress: bool) -> dict[str, Stage]:
 
     Args:
         config: the recipe's, plain, with absolute paths.
-        shown_progress: progress bars on the screen; else each stage keeps a progress file.
+        shown_progress: show progress bars on the screen; otherwise each stage writes a progress file.
 
     Returns:
-        Stages by name, each after those it needs; evaluations last.
+        Stages by name, each after the stages it needs; evaluations last.
 
     Raises:
         ValueError: unknown keys, commands or stages.
@@ -118,13 +118,13 @@ def compose_stages(config: Config, shown_progress: bool) -> dict[str, Stage]:
         stages[name] = _stage(config, name, settings, shown_progress)
     for model in node["evaluate"]["models"]:
         if model not in stages or stages[model].command != "train":
-            raise ValueError(f"recipe.evaluate.models names {model!r}, which is no training stage")
+            raise ValueError(f"recipe.evaluate.models names {model!r}, which is not a training stage")
         stages[f"evaluate_{model}"] = _evaluation(config, stages, model, shown_progress)
     return stages
 
 
 def stage_folder(config: Config, name: str) -> Path:
-    """Return where a stage's results lie."""
+    """Return the folder of a stage's results."""
     shared = name.removeprefix("evaluate_") in config["recipe"]["shared"]
     return Path(config["shared_dir" if shared else "output_dir"]) / name
 
@@ -191,29 +191,29 @@ def _compose(command: str, overrides: Sequence[str], where: str) -> Config:
 def _check_keys(where: str, node: Mapping[str, Any], known: set[str]) -> None:
     unknown = sorted(set(node) - known)
     if unknown:
-        raise ValueError(f"nothing reads {', '.join(unknown)} in {where}; known are {', '.join(sorted(known))}")
+        raise ValueError(f"nothing reads {', '.join(unknown)} in {where}; the keys are {', '.join(sorted(known))}")
 
 
 def _with_absolute_paths(cfg: DictConfig | Mapping[str, Any]) -> DictConfig:
-    """Return a copy whose folders do not depend on where a stage runs; all that is said of them follows."""
+    """Return a copy with absolute folders, which do not depend on the working directory of a stage."""
     copy = cfg.copy() if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
-    for key in ("output_dir", "shared_dir", "cache_dir"):  # each may be said relative to the one before
+    for key in ("output_dir", "shared_dir", "cache_dir"):  # each may refer to the one before
         copy[key] = str(Path(copy[key]).expanduser().resolve())
     for key, value in copy.data.items():
-        if value is not None and Path(value).expanduser().exists():  # else a name on the hub
+        if value is not None and Path(value).expanduser().exists():  # otherwise it is a hub name
             copy.data[key] = str(Path(value).expanduser().resolve())
     return copy
 
 
 def _until(stages: Mapping[str, Stage], names: str | Sequence[str] | None) -> list[Stage]:
-    """Return all stages, or the chosen ones with those they need."""
+    """Return all stages, or the chosen stages with those they need."""
     if names is None:
         return list(stages.values())
     wanted = {names} if isinstance(names, str) else set(names)
     if not wanted:
         raise ValueError(f"until names no stage; the stages are {', '.join(stages)}, and null runs all")
     for name in sorted(wanted - stages.keys()):
-        raise ValueError(f"until names {name!r}, which is no stage; the stages are {', '.join(stages)}")
+        raise ValueError(f"until names {name!r}, which is not a stage; the stages are {', '.join(stages)}")
     for name in reversed([*stages]):
         if name in wanted:
             wanted |= set(stages[name].needs)
@@ -221,7 +221,7 @@ def _until(stages: Mapping[str, Stage], names: str | Sequence[str] | None) -> li
 
 
 def _prepare(config: Config) -> str:
-    """Write the data set where the recipe makes one, and return the digest of its files."""
+    """Write the data set if the recipe makes one, and return the digest of its files."""
     node = config["recipe"]
     overrides = [*node["common"], *node["extra"], *_places(config, Path(config["output_dir"]))]
     composed = _compose("train", overrides, "data")

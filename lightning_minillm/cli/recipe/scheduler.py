@@ -1,4 +1,4 @@
-"""Running the stages of a recipe, one after the other or several at once."""
+"""Runs the stages of a recipe, one after the other or several at once."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ _REFRESH_SECONDS = 1.0
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_workers(workers: int | str) -> int:
-    """Return how many stages run at once; ``auto``: one on a GPU, else one a core up to four.
+    """Return the number of stages to run at once; ``auto``: one on a GPU, otherwise one per core up to four.
 
     Raises:
         ValueError: neither ``auto`` nor at least 1.
@@ -59,20 +59,20 @@ def choose_workers(workers: int | str) -> int:
 
 
 def run_stages(stages: Sequence[Stage], fingerprints: Fingerprints, workers: int, console: Console) -> dict[str, bool]:
-    """Run all stages, each after those it needs.
+    """Run all stages, each after the stages it needs.
 
     Args:
         stages: in an order in which every stage comes after those it needs.
-        fingerprints: of their inputs.
-        workers: stages at once. With 1, they run in this process and show their own progress; with more, each runs
-            in a process of its own, writes to ``log.txt`` in its folder, and a table shows all of them.
+        fingerprints: digests of their inputs.
+        workers: number of stages to run at once. With 1, stages run in this process and show their own progress; with
+            more, each runs in its own process and writes to ``log.txt`` in its folder, and a table shows all of them.
         console: where to print.
 
     Returns:
-        By stage, whether anything had to be done.
+        By stage, whether there was work to do.
 
     Raises:
-        RecipeError: when a stage fails; names its log.
+        RecipeError: a stage failed; the message names its log.
     """
     if workers == 1:
         return {stage.name: _run_here(stage, fingerprints[stage.name], console) for stage in stages}
@@ -94,7 +94,7 @@ def _run_here(stage: Stage, fingerprint: str, console: Console) -> bool:
 
 @dataclass
 class _Parallel:
-    """Runs stages in processes of their own."""
+    """Runs each stage in its own process."""
 
     stages: Sequence[Stage]
     fingerprints: Fingerprints
@@ -147,7 +147,7 @@ class _Parallel:
             if process.exitcode != 0:
                 folder = next(stage.folder for stage in self.stages if stage.name == name)
                 raise RecipeError(
-                    f"stage '{name}' failed:\n{_tail(folder / LOG_FILE)}\nThe rest is in {folder / LOG_FILE}"
+                    f"stage '{name}' failed:\n{_tail(folder / LOG_FILE)}\nThe full log is {str(folder / LOG_FILE)!r}"
                 )
             self.done[name] = True
             self._say(f"{name}: done in {self.ended[name] - self.started[name]:.0f} s")
@@ -161,7 +161,7 @@ class _Parallel:
                 process.kill()
 
     def _say(self, text: str) -> None:
-        """Print a line where no table is shown."""
+        """Print a line if no table is shown."""
         if not self.console.is_terminal:
             self.console.print(text)
 
@@ -200,7 +200,7 @@ def _progress_cells(progress: Mapping[str, object]) -> tuple[str, str, str]:
 
 
 def _run_in_child(stage: Stage, fingerprint: str, threads: int) -> None:
-    """Run a stage in a process of its own, whose output goes to the stage's log."""
+    """Run a stage in this child process, and write its output to the log of the stage."""
     stage.folder.mkdir(parents=True, exist_ok=True)
     log = open(stage.folder / LOG_FILE, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - open until the process ends
     for stream in (sys.stdout, sys.stderr):
@@ -213,7 +213,7 @@ def _run_in_child(stage: Stage, fingerprint: str, threads: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """Stop when the recipe's process is gone, however it ended; a stopped stage goes on from its checkpoint."""
+    """Stop when the recipe's process ends for any reason; the stage can be resumed from its checkpoint."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return

@@ -1,4 +1,4 @@
-"""The stages of a recipe: what each is made of, when it is done, and how one is run."""
+"""The stages of a recipe: their inputs, when they are finished, and how to run one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STATE_FILE = "stage.json"
 LOG_FILE = "log.txt"
 PROGRESS_FILE = "progress.json"
 
-# What decides how a stage is shown and where it lies, and not what comes out of it.
+# Keys that decide how a stage is shown and where it is stored, not its result.
 _NOT_AN_INPUT = ("output_dir", "output", "logger", "name", "cache_dir", "resume", "checkpoint_every")
 
 
@@ -37,21 +37,21 @@ class Stage:
     command: Command
     folder: Path
     needs: tuple[str, ...]
-    """Stages whose results it reads, ``data`` left out."""
+    """The stages whose results it reads."""
     config: Config = field(repr=False)
-    """Resolved configuration of the command."""
+    """The resolved configuration of the command."""
     title: str = ""
-    """Name in tables."""
+    """The name in tables."""
 
 
 class Fingerprints:
-    """Digests of everything that a stage's result depends on.
+    """Digests of everything that the result of a stage depends on, by the name of the stage.
 
     Args:
         stages: all stages by name.
         data: digest of the data files.
-        folders: paths that may appear in configurations, by a name that stands for them, so that a recipe that was
-            moved keeps its stages.
+        folders: folders that may appear in configurations, by the name that replaces them, so that a recipe keeps its
+            stages when it is moved.
     """
 
     def __init__(self, stages: Mapping[str, Stage], data: str, folders: Mapping[str, Path]) -> None:
@@ -85,22 +85,22 @@ def _inputs(config: Config) -> Config:
 
 
 def is_finished(stage: Stage, fingerprint: str) -> bool:
-    """Whether the stage's folder holds the result of exactly these inputs."""
+    """Whether the folder of the stage contains the result of exactly these inputs."""
     state = read_json(stage.folder / STATE_FILE) or {}
     return bool(state.get("finished")) and state.get("fingerprint") == fingerprint
 
 
 def run_stage(stage: Stage, fingerprint: str) -> bool:
-    """Run a stage, unless its result is there; go on with one that was stopped in the middle.
+    """Run a stage unless it is finished; an interrupted stage is resumed.
 
-    A folder with the result of other inputs is emptied first. Two processes never work in one folder.
+    A folder with the result of different inputs is emptied first. Two processes never work in the same folder.
 
     Args:
-        stage: what to run.
-        fingerprint: of its inputs.
+        stage: the stage.
+        fingerprint: the digest of its inputs.
 
     Returns:
-        Whether anything was done.
+        Whether there was work to do.
     """
     stage.folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(stage.folder.with_name(f".{stage.folder.name}.lock")):
@@ -118,7 +118,7 @@ def run_stage(stage: Stage, fingerprint: str) -> bool:
 
 
 def _empty(folder: Path) -> None:
-    """Remove what an earlier run left, but for the log that may be open."""
+    """Remove the files of an earlier run, except the log, which may be open."""
     for item in folder.iterdir():
         if item.name == LOG_FILE:
             continue
@@ -143,7 +143,7 @@ def _command(name: Command) -> Callable[[Config], Any]:
 
 
 def forget(stage: Stage) -> None:
-    """Have a stage run again whatever its folder holds."""
+    """Make a stage run again even if it is finished."""
     (stage.folder / STATE_FILE).unlink(missing_ok=True)
 
 
@@ -153,7 +153,7 @@ def digest_data(data: Any) -> str:
 
 
 def data_files(data: Any) -> Iterator[Path]:
-    """Yield every path in a data configuration that exists, but for caches."""
+    """Yield every path in a data configuration that exists, except caches."""
     if isinstance(data, Mapping):
         for key, value in data.items():
             if key not in ("cache_dir", "prepare"):

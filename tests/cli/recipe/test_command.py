@@ -165,7 +165,7 @@ def module_callback():
         (["until=[]"], "until names no stage"),
         (["redo=[nothing]"], "redo names 'nothing'"),
         (["workers=0"], "workers must be auto or at least 1"),
-        (["recipe.evaluate.models=[generate]"], "'generate', which is no training stage"),
+        (["recipe.evaluate.models=[generate]"], "'generate', which is not a training stage"),
         (["recipe.stages.sft.command=bake"], f"must be one of .*{COMMANDS[0]}"),
         (["recipe.stages.sft.needs=[seqkd]"], "needs seqkd, which must come before it"),
         (["+recipe.typo=1"], "nothing reads typo in recipe"),
