@@ -42,7 +42,7 @@ KEYS = (
 ).split()
 STUDENT_FOLDER = "student"
 # Keys that must not change between the start of a run and its resumption.
-_IDENTITY = "batch_size data max_length max_prompt_length module seed student teacher".split()
+_IDENTITY = "batch_size data loss max_length max_prompt_length module optimizer scheduler seed student teacher".split()
 
 
 def train(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

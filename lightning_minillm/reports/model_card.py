@@ -20,6 +20,7 @@ from lightning_minillm.reports.tables import markdown_cell
 CARD_FILE = "README.md"
 _HYPERPARAMETERS = ("max_steps", "batch_size", "max_length", "max_prompt_length", "seed")
 _GROUPS = ("optimizer", "scheduler", "module", "loss")
+_GROUPS_IN_MODULE = ("module.loss", "module.training.optimizer", "module.training.scheduler")
 _TRAINER = ("precision", "gradient_clip_val", "devices", "num_nodes")
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 Value = str | int | float | bool | None | Sequence["Value"]
@@ -179,10 +180,10 @@ def _hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scalars(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
-    """Yield every value of a group by its dotted name; the loss inside the module is left out, as it has its group."""
+    """Yield every value of a group by its dotted name; groups inside the module are shown on their own."""
     for key, value in node.items():
         name = f"{path}.{key}"
-        if name == "module.loss" or key == "_partial_":
+        if name in _GROUPS_IN_MODULE or key == "_partial_":
             continue
         if isinstance(value, Mapping):
             yield from _scalars(value, name)

@@ -26,6 +26,7 @@ def test_a_run_writes_the_card_beside_the_student(train_overrides, folders, tmp_
         """minillm-train experiment=kd 'name=it'"'"'s mine'""",
     ):
         assert line in card.splitlines()
+    assert "module.training.optimizer" not in card  # it is shown once, as a group of its own
 
 
 @pytest.mark.parametrize(

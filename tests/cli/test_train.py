@@ -115,7 +115,7 @@ def test_resumption_under_another_configuration_is_refused(train_overrides, stop
     stop_at(3)
     with pytest.raises(RuntimeError, match="stopped"):
         train(compose_config("train", overrides))
-    with pytest.raises(ValueError, match="a different optimizer: use another output_dir"):
+    with pytest.raises(ValueError, match="a different module, optimizer: use another output_dir"):
         train(compose_config("train", [*overrides, "optimizer.lr=1e-2"]))
     stop_at(None)
     metrics, _ = train(compose_config("train", [*overrides, "optimizer.lr=1e-2", "resume=never"]))
@@ -146,7 +146,7 @@ def test_checkpoint_of_another_architecture_is_refused(train_overrides, folders,
             r"teacher_mix_alpha must lie in \[0, 1\]",
         ),
         (["module=kd"], "needs a teacher: teacher=pretrained"),
-        (["validation.sampling.teacher_mix_alpha=0.5"], "evaluation samples the student alone"),
+        (["validation.sampling.teacher_mix_alpha=0.5"], "validation samples the student alone"),
         (["data.fields.response=[answer]"], "no field 'answer'"),
         (["max_prompt_length=1", "max_length=4"], "each of the 40 prompts has more than max_prompt_length=1"),
     ],
