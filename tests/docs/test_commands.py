@@ -205,7 +205,7 @@ def test_python_of_the_quickstart_runs(reader):
     toys = {
         "max_steps=5000": "max_steps=2",
         "max_new_tokens=256": "max_new_tokens=4",
-        "    loss=MiniLLMLoss": "    num_rollouts=4,\n    loss=MiniLLMLoss",
+        "num_rollouts=256": "num_rollouts=4",
         "batch_size=64": "batch_size=2",
     }
     for size, toy in toys.items():
