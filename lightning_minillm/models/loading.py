@@ -161,7 +161,7 @@ def load_tokenizer(path: str | Path | None, *, trust_remote_code: bool = False) 
     """Load a tokenizer; one without a pad token pads with eos, which is safe because no mask is made from ids.
 
     Args:
-        path: folder or hub name. A folder of adapters without a tokenizer stands for the model they adapt.
+        path: folder or hub name; for a folder of adapters without a tokenizer, that of the model they adapt.
         trust_remote_code: run code that comes with the tokenizer.
 
     Returns:

@@ -37,7 +37,7 @@ def test_validations_are_drawn_and_logged(tmp_path):
     assert [image["step"] for image in logger.images] == [5, 10]
 
 
-def test_a_resumed_run_goes_on_with_its_curves(tmp_path):
+def test_a_resumed_run_keeps_its_curves(tmp_path):
     before, after = (MetricPlots(str(tmp_path / f"{name}.png")) for name in "ab")
     before.on_validation_end(trainer(5, 10.0), None)
     after.load_state_dict(before.state_dict())

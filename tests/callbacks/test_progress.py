@@ -7,6 +7,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from lightning_minillm.callbacks import ProgressFile, RolloutProgressBar
+from lightning_minillm.callbacks.progress import CollectsRollouts
+from lightning_minillm.modules import on_policy_kd
 
 
 class Rolling(L.LightningModule):
@@ -95,6 +97,10 @@ def test_bar_works_without_rollouts(tmp_path):
     module.on_train_epoch_start = lambda: None
     fit(tmp_path, module, RolloutProgressBar(), progress=True)
     assert module.trainer.global_step > 0
+
+
+def test_the_rollout_module_is_listened_to(make_model, tokenizer):
+    assert isinstance(on_policy_kd(make_model, tokenizer, teacher=make_model), CollectsRollouts)
 
 
 def test_progress_file_tells_steps_rollouts_and_metrics(tmp_path):

@@ -47,7 +47,7 @@ def sharded_run(request, run_ranks, tmp_path_factory):
 
 
 @pytest.mark.parametrize("step", [BOUNDARY, MIDDLE])
-def test_resumed_on_as_many_ranks_it_is_the_same_run_to_the_bit(step, sharded_run, run_ranks):
+def test_resumed_on_the_same_number_of_ranks_it_is_the_same_run_to_the_bit(step, sharded_run, run_ranks):
     folder, options, results = sharded_run
     assert (folder / f"{step}.ckpt").is_dir() == options["save_distributed_checkpoint"]
     resumed = run_ranks(resume, 2, strategy="fsdp", options=options, path=str(folder / f"{step}.ckpt"))
@@ -60,7 +60,7 @@ def test_resumed_on_as_many_ranks_it_is_the_same_run_to_the_bit(step, sharded_ru
 
 @pytest.mark.parametrize("ranks", [1, 3])
 @pytest.mark.parametrize("step", [BOUNDARY, MIDDLE])
-def test_resumed_on_other_ranks_it_ends_alike(ranks, step, sharded_run, run_ranks):
+def test_resumed_on_a_different_number_of_ranks_it_ends_alike(ranks, step, sharded_run, run_ranks):
     folder, options, results = sharded_run
     resumed = run_ranks(resume, ranks, strategy="fsdp", options=options, path=str(folder / f"{step}.ckpt"))
     assert len(resumed[0]["metrics"]) == STEPS - step
@@ -124,7 +124,7 @@ def damage_folder(path, damaged, damage):
 
 
 class Terminate(Callback):
-    """One rank gets SIGTERM in the middle of a step, at another moment than the other."""
+    """One rank gets SIGTERM in the middle of a step, at a different moment than the other."""
 
     def __init__(self, step):
         self.step = step

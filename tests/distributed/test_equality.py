@@ -86,7 +86,7 @@ def test_sharded_rollouts_equal_gathered_ones(run_ranks):
     assert largest_difference(results[True][0]["weights"], results[False][0]["weights"]) < 1e-6
 
 
-def test_a_teacher_whose_shards_lie_on_the_cpu_says_the_same(plain, run_ranks):
+def test_a_teacher_with_shards_on_the_cpu_says_the_same(plain, run_ranks):
     given = run_ranks(train, 2, strategy="fsdp", steps=STEPS, module_options={"offload": True})[0]
     assert largest_difference(given["weights"], plain["weights"]) < 1e-5
 
