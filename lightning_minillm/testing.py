@@ -1,4 +1,4 @@
-"""The contract of a loss, as a function to be called in tests of your own losses.
+"""What a loss has to keep, as a function that a user's own tests can call.
 
 Legend: N target tokens, V vocabulary, H hidden size.
 """
@@ -46,25 +46,22 @@ class _Problem:
 def check_loss(
     loss: TokenLoss, inputs: Mapping[str, InputFactory] | None = None, *, exact_gradient: bool = True
 ) -> None:
-    """Check that a loss keeps the contract of :class:`~lightning_minillm.losses.TokenLoss`.
+    """Hold a loss to the contract of :class:`~lightning_minillm.losses.TokenLoss`.
 
-    - The loss and its parts are finite scalars.
-    - Only the student gets a gradient, and it is the gradient of the value.
-    - Chunks, micro-batches and the order of the tokens change nothing.
-    - Masked tokens, which never reach a loss, have no effect, even if they are NaN.
-    - A divergence is 0 if the student equals the teacher.
-    - Logits that differ by 200 give finite values and gradients, also in bfloat16.
-    - The loss can be pickled.
+    Value and parts are finite scalars, one value a token; only the student gets a gradient; chunks, micro-batches and
+    the order of tokens change nothing; masked tokens, which never reach a loss, leave no trace, even NaN; it is 0 at
+    the teacher where it is a divergence; the gradient is that of the value; logits 200 apart, also in bfloat16, give
+    finite values and gradients; it pickles.
 
     Args:
-        loss: any loss; its ``chunk_size`` is restored afterwards.
-        inputs: functions that make the per-token inputs ``[N]`` from N and a generator, by name. Other inputs named in
-            ``token_inputs`` are drawn from [0.5, 1.5).
-        exact_gradient: compare the gradient with finite differences; ``False`` for a loss that deliberately treats a
-            part of itself as constant.
+        loss: any loss. Its ``chunk_size`` is put back.
+        inputs: makes each per-token input ``[N]`` from N and a generator; those named in ``token_inputs`` that are
+            left out are drawn from [0.5, 1.5).
+        exact_gradient: compare the gradient with finite differences; ``False`` for a loss that holds a part of itself
+            fixed on purpose.
 
     Raises:
-        AssertionError: with the property that does not hold.
+        AssertionError: names the property that does not hold.
 
     Example:
         >>> from lightning_minillm.losses import ReverseKL
@@ -108,10 +105,10 @@ def _make_problem(loss: TokenLoss, factories: dict[str, InputFactory]) -> _Probl
 
 def _check_values(loss: TokenLoss, problem: _Problem) -> None:
     output = problem.apply(loss)
-    assert output.loss.shape == (), f"the loss must be a scalar, got shape {tuple(output.loss.shape)}"
+    assert output.loss.shape == (), f"the loss must be a scalar, got the shape {tuple(output.loss.shape)}"
     assert bool(output.loss.isfinite()), f"the loss is {output.loss.item()} on ordinary logits"
     for name, value in output.parts.items():
-        assert value.shape == (), f"the part {name!r} must be a scalar, got shape {tuple(value.shape)}"
+        assert value.shape == (), f"the part {name!r} must be summed over tokens to a scalar"
         assert bool(value.isfinite()), f"the part {name!r} is {value.item()} on ordinary logits"
         assert not value.requires_grad, f"the part {name!r} carries a gradient"
     teacher = [problem.teacher_hidden, problem.teacher_head]
@@ -128,21 +125,17 @@ def _check_chunks(loss: TokenLoss, problem: _Problem) -> None:
         chunked = problem.apply(loss)
         gradients = problem.gradients(chunked)
         loss.chunk_size = None
-        _close(
-            chunked.loss,
-            plain.loss,
-            f"chunks of {size} tokens change the value: a token must not depend on other tokens",
-        )
+        _close(chunked.loss, plain.loss, f"chunks of {size} tokens change the value: a token must not see others")
         for given, wanted in zip(gradients, expected, strict=True):
             _close(given, wanted, f"chunks of {size} tokens change the gradient")
     order = torch.randperm(_COUNT, generator=torch.Generator().manual_seed(1))
     _close(problem.apply(loss, order).loss, plain.loss, "the order of the tokens changes the value")
     pieces = [problem.apply(loss, rows, normalizer=_COUNT).loss for rows in (slice(0, 3), slice(3, _COUNT))]
-    _close(pieces[0] + pieces[1], plain.loss, "the values of micro-batches do not add up: return one value per token")
+    _close(pieces[0] + pieces[1], plain.loss, "micro-batches do not sum to the whole: return one value a token")
 
 
 def _check_masking(loss: TokenLoss, problem: _Problem) -> None:
-    """Check that rows that are not selected may contain anything."""
+    """Rows that are not selected may hold anything."""
     rows = torch.arange(0, _COUNT, 2)
     expected = problem.apply(loss, rows).loss
     hidden, inputs = problem.hidden.detach().clone(), {name: v.clone() for name, v in problem.inputs.items()}
@@ -157,12 +150,12 @@ def _check_divergence(loss: TokenLoss, problem: _Problem) -> None:
         return
     same = _Problem(problem.hidden, problem.head, problem.hidden, problem.head, problem.target_ids, problem.inputs)
     value = same.apply(loss).loss
-    assert abs(value.item()) < 1e-5, f"is_divergence is set, but d(p, p) = {value.item()}"
-    assert problem.apply(loss).loss.item() > 0, "is_divergence is set, but d(p, q) is not positive"
+    assert abs(value.item()) < 1e-5, f"is_divergence is set, and d(p, p) = {value.item()}"
+    assert problem.apply(loss).loss.item() > 0, "is_divergence is set, and d(p, q) is not positive"
 
 
 def _check_gradient(loss: TokenLoss, problem: _Problem) -> None:
-    """Compare the gradient with the change of the value along it, in both directions."""
+    """Step along the gradient in both directions: the value changes by what the gradient says."""
     gradient = problem.gradients(problem.apply(loss))[0]
     norm = gradient.norm()
     if norm == 0:
@@ -178,13 +171,11 @@ def _check_gradient(loss: TokenLoss, problem: _Problem) -> None:
     with torch.no_grad():
         slope = (value(problem.hidden + step) - value(problem.hidden - step)) / 2e-3
     error = abs(slope - norm.item())
-    assert error <= 0.02 * norm.item() + 1e-3, (
-        f"the value's slope is {slope:.5g}, but the gradient's is {norm.item():.5g}"
-    )
+    assert error <= 0.02 * norm.item() + 1e-3, f"the value's slope is {slope:.5g}, the gradient's {norm.item():.5g}"
 
 
 def _check_gaps(loss: TokenLoss, problem: _Problem, dtype: torch.dtype) -> None:
-    """Check a student and a teacher that are certain of different tokens, with logits that differ by 200."""
+    """Student and teacher are sure of different tokens, by logits that lie 200 apart."""
     places = torch.arange(_COUNT)
     hidden = torch.zeros(_COUNT, _VOCABULARY, dtype=dtype)
     teacher = hidden.clone()
@@ -196,14 +187,14 @@ def _check_gaps(loss: TokenLoss, problem: _Problem, dtype: torch.dtype) -> None:
         problem.inputs,
     )  # fmt: skip
     output = wide.apply(loss)
-    assert bool(output.loss.isfinite()), f"logits that differ by {_GAP:.0f} in {dtype} give {output.loss.item()}"
+    assert bool(output.loss.isfinite()), f"logits {_GAP:.0f} apart in {dtype} give {output.loss.item()}"
     finite = all(bool(gradient.isfinite().all()) for gradient in wide.gradients(output))
-    assert finite, f"logits that differ by {_GAP:.0f} in {dtype} give a gradient that is not finite"
+    assert finite, f"logits {_GAP:.0f} apart in {dtype} give a gradient that is not finite"
 
 
 def _check_pickle(loss: TokenLoss, problem: _Problem) -> None:
     again = pickle.loads(pickle.dumps(loss))
-    _close(problem.apply(again).loss, problem.apply(loss).loss, "the loss gives a different value after pickling")
+    _close(problem.apply(again).loss, problem.apply(loss).loss, "a pickled loss gives another value")
 
 
 def _close(given: Tensor, expected: Tensor, message: str) -> None:

@@ -21,7 +21,7 @@ class DeviceMovable:
     """Gives a frozen dataclass the ``.to(device)`` by which Lightning moves batches."""
 
     def to(self: _Batch, device: torch.device | str, non_blocking: bool = False) -> _Batch:
-        """Return a copy whose tensors (nested batches included) lie on ``device``."""
+        """Return a copy whose tensors (nested batches included) are on ``device``."""
         moved = {}
         for entry in fields(self):
             value = getattr(self, entry.name)
@@ -105,6 +105,18 @@ class RolloutBatch(DeviceMovable):
 
     def __len__(self) -> int:
         return self.response_ids.shape[0]
+
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, Tensor]) -> RolloutBatch:
+        """Return the batch of :meth:`columns`; optional fields that are missing are ``None``."""
+        optional = dict.fromkeys(("teacher_logprobs", "reward_logprobs", "teacher_hidden"))
+        fields: dict[str, Any] = {**optional, **columns}
+        return cls(**fields)
+
+    def columns(self) -> dict[str, Tensor]:
+        """Return the fields that are present, by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
 
     @property
     def lengths(self) -> Tensor:

@@ -72,7 +72,7 @@ class NoGradient(Mistake):
     ("loss", "message"),
     [
         (SeesOthers, "chunks of 1 tokens change the value"),
-        (Underflows, "logits that differ by 200 in"),
+        (Underflows, "apart in"),
         (NoDivergence, r"d\(p, p\)"),
         (WrongGradient, "the value's slope"),
         (NoGradient, "no gradient"),

@@ -13,9 +13,9 @@ from lightning_minillm.functional.divergences import forward_kl, reverse_kl
 def adaptive_kl(student_logits: Tensor, teacher_logits: Tensor, head_mass: float = 0.5) -> Tensor:
     """Adaptive KL (AKL, arXiv 2404.02657, section 4): w KL(p || q) + (1 - w) KL(q || p).
 
-    w = g_head / (g_head + g_tail), where g is the sum of |p - q| over the head or the tail. The head consists of the
-    teacher's most probable tokens with a total probability of at most ``head_mass`` (always including the first), the
-    tail of all others. The forward KL corrects the head sooner, the reverse KL the tail. w carries no gradient.
+    w = g_head / (g_head + g_tail), where g sums |p - q| over the head, the teacher's most probable tokens that together
+    hold at most ``head_mass`` (always the first), or over the tail, all others. The forward KL corrects the head
+    sooner, the reverse KL the tail. w carries no gradient.
 
     Args:
         student_logits: ``[N, V]``, q.
@@ -42,7 +42,7 @@ def adaptive_kl(student_logits: Tensor, teacher_logits: Tensor, head_mass: float
 
 
 def head_weight(student_logits: Tensor, teacher_logits: Tensor, head_mass: float) -> Tensor:
-    """Return the head's share of |p - q|, ``[N]`` in [0, 1]; 1/2 where p and q are equal."""
+    """Share ``[N]`` in [0, 1] of the difference that lies in the teacher's head; 1/2 where there is none."""
     probabilities, order = teacher_logits.softmax(-1).sort(dim=-1, descending=True)
     gaps = (probabilities - student_logits.softmax(-1).gather(-1, order)).abs()
     is_head = probabilities.cumsum(-1) <= head_mass
@@ -52,10 +52,10 @@ def head_weight(student_logits: Tensor, teacher_logits: Tensor, head_mass: float
 
 
 def check_head_mass(head_mass: float) -> None:
-    """Check that the head is neither empty nor the whole vocabulary.
+    """Refuse a head that is everything or nothing.
 
     Raises:
         ValueError: head_mass outside (0, 1).
     """
     if not 0 < head_mass < 1:
-        raise ValueError(f"head_mass must be in (0, 1), got {head_mass}; use forward_kl or reverse_kl for the limits")
+        raise ValueError(f"head_mass must lie inside (0, 1), got {head_mass}; use forward_kl or reverse_kl at the ends")

@@ -1,4 +1,4 @@
-"""The alpha-beta divergence, a two-parameter family that includes both Kullback-Leibler divergences.
+"""The alpha-beta divergence, a plane of divergences with both Kullback-Leibler divergences in it.
 
 Legend: N tokens, V vocabulary.
 """
@@ -20,20 +20,19 @@ def alpha_beta_divergence(
     exponent is 0: (1, 0) is the forward KL, (0, 1) the reverse KL, (1/2, 1/2) four times the squared Hellinger
     distance.
 
-    It is computed as a sum of terms that are all at least 0, which is accurate where p and q are close.
+    It is computed as a sum of terms that are each at least 0, so that little is lost where p and q are close.
 
     Args:
         student_logits: ``[N, V]``, q.
         teacher_logits: ``[N, V]``, p.
-        alpha: at least 0; small values weight all errors equally, large values weight errors on tokens that the
-            teacher finds probable.
-        beta: at least 0; large values weight errors on tokens that the student finds probable.
+        alpha: at least 0; small values weigh all errors alike, large ones those on tokens that the teacher likes.
+        beta: at least 0; large values weigh the errors on tokens that the student is sure of.
 
     Returns:
         ``[N]``, at least 0 up to rounding.
 
     Raises:
-        ValueError: a negative exponent, for which a probability that underflows gives infinity; or both 0.
+        ValueError: a negative exponent, which a probability that underflows would make infinite; or both 0.
 
     Example:
         >>> q, p = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
@@ -50,7 +49,7 @@ def alpha_beta_divergence(
         return _limit(beta * log_q, beta * log_p).sum(-1) / beta**2
     power = alpha + beta
     difference = power * (log_q - log_p)
-    # weight of the smaller of p^s and q^s in their mean; the larger one is factored out, so that nothing overflows
+    # the mean's weight of the smaller of p^s and q^s; the larger is taken out, so that nothing overflows
     weight = beta / power + (alpha - beta) / power * (difference > 0).to(difference.dtype)
     larger = power * torch.maximum(log_p, log_q)
     gap = -difference.abs()
@@ -59,16 +58,16 @@ def alpha_beta_divergence(
 
 
 def check_exponents(alpha: float, beta: float) -> None:
-    """Check that the divergence is finite for these exponents.
+    """Refuse exponents for which the divergence is not finite.
 
     Raises:
-        ValueError: a negative exponent, or both 0.
+        ValueError: see :func:`alpha_beta_divergence`.
     """
     if alpha < 0 or beta < 0 or alpha + beta == 0:
-        raise ValueError(f"alpha and beta must be at least 0 and not both 0, got alpha={alpha} and beta={beta}")
+        raise ValueError(f"alpha and beta must be at least 0, and not both 0; got alpha={alpha}, beta={beta}")
 
 
 def _limit(log_a: Tensor, log_b: Tensor) -> Tensor:
-    """Return a log(a / b) - a + b, elementwise; b where a = 0."""
+    """A log(A / B) - A + B, elementwise; entries with A = 0 count B."""
     a = log_a.exp()
     return (a * (log_a - log_b)).masked_fill(log_a == -math.inf, 0) - a + log_b.exp()

@@ -1,4 +1,4 @@
-"""Values whose gradients have been computed in advance."""
+"""Values whose gradients are known beforehand."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class _KnownGradients(torch.autograd.Function):
 def with_gradients(value: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
     """Return ``value`` as a function of ``inputs`` with the given gradients.
 
-    For autograd it is an ordinary function of the inputs: gradients accumulate, hooks run, and factors of the value
-    scale them. It can be differentiated once.
+    Autograd sees an ordinary function of the inputs: gradients accumulate, hooks run, and a factor that the value is
+    multiplied by reaches them. It can be differentiated once.
 
     Args:
         value: scalar without gradient.

@@ -1,4 +1,4 @@
-"""Paired bootstrap: whether a difference between the scores of two models exceeds the effect of the choice of rows.
+"""Paired bootstrap: whether one model's scores are higher than another's by more than the choice of rows.
 
 Legend: N rows, S resamples.
 """
@@ -28,32 +28,28 @@ def paired_bootstrap(first: Tensor, second: Tensor, *, num_resamples: int = 2000
 
     Args:
         first: ``[N]`` scores of one model.
-        second: ``[N]`` scores of the other model on the same rows.
+        second: ``[N]`` scores of another, of the same rows.
         num_resamples: S, at least 1.
-        seed: of the resampling.
+        seed: of the resamples.
 
     Returns:
-        ``mean(first) - mean(second)`` with a 95 % interval. The p-value is twice the smaller of the shares of
-        resamples with a mean on one side of 0.
+        ``mean(first) - mean(second)`` with a 95 % interval, and twice the smaller share of resamples on one side of 0.
 
     Raises:
-        ValueError: no rows, different lengths, or no resamples.
+        ValueError: no rows, tensors of different length, or no resample.
 
     Example:
         >>> paired_bootstrap(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 2.0])).mean
         1.0
     """
     if first.shape != second.shape or first.dim() != 1 or not len(first):
-        raise ValueError(
-            f"paired scores must be vectors of the same length, at least 1, got {list(first.shape)} and"
-            f" {list(second.shape)}"
-        )
+        raise ValueError(f"paired scores must be as many, and at least one; got {len(first)} and {len(second)}")
     if num_resamples < 1:
         raise ValueError(f"num_resamples must be at least 1, got {num_resamples}")
     differences = first.double() - second.double()
     generator = torch.Generator().manual_seed(seed)
     means = torch.empty(num_resamples, dtype=torch.float64)
-    for number in range(num_resamples):  # one at a time: S x N indices would not fit in memory for large sets
+    for number in range(num_resamples):  # one at a time: S x N indices would not fit for large sets
         rows = torch.randint(len(differences), (len(differences),), generator=generator)
         means[number] = differences[rows].mean()
     smaller = min(int((means <= 0).sum()), int((means >= 0).sum()))

@@ -1,4 +1,4 @@
-"""Reliability diagrams: how often a model is right at each level of confidence.
+"""Reliability diagrams: how often a model is right when it says how sure it is.
 
 Legend: N predictions, K bins.
 """
@@ -12,14 +12,14 @@ from torch import Tensor
 
 
 class ReliabilityBins(NamedTuple):
-    """Predictions grouped by confidence; all values of an empty bin are 0."""
+    """Predictions by confidence; a bin without predictions has 0 everywhere."""
 
     counts: Tensor
     """``[K]`` int64."""
     confidence: Tensor
     """``[K]`` float64, mean confidence."""
     accuracy: Tensor
-    """``[K]`` float64, share of correct predictions."""
+    """``[K]`` float64, share of right predictions."""
 
 
 def reliability_bins(confidence: Tensor, correct: Tensor, num_bins: int = 10) -> ReliabilityBins:
@@ -27,7 +27,7 @@ def reliability_bins(confidence: Tensor, correct: Tensor, num_bins: int = 10) ->
 
     Args:
         confidence: ``[N]`` probability of the predicted class, in [0, 1].
-        correct: ``[N]`` bool, whether the prediction is correct.
+        correct: ``[N]`` bool, whether the prediction is right.
         num_bins: K, at least 1.
 
     Returns:
@@ -35,7 +35,7 @@ def reliability_bins(confidence: Tensor, correct: Tensor, num_bins: int = 10) ->
         ``(counts * (confidence - accuracy).abs()).sum() / N``, torchmetrics' ``MulticlassCalibrationError``.
 
     Raises:
-        ValueError: num_bins below 1, or different lengths.
+        ValueError: no bin, or tensors of different length.
 
     Example:
         >>> bins = reliability_bins(torch.tensor([0.6, 0.9]), torch.tensor([True, False]), num_bins=2)
@@ -45,7 +45,7 @@ def reliability_bins(confidence: Tensor, correct: Tensor, num_bins: int = 10) ->
     if num_bins < 1:
         raise ValueError(f"num_bins must be at least 1, got {num_bins}")
     if confidence.shape != correct.shape:
-        raise ValueError(f"confidence and correct must have the same length, got {len(confidence)} and {len(correct)}")
+        raise ValueError(f"{len(confidence)} confidences and {len(correct)} outcomes: they must be as many")
     places = (confidence.double() * num_bins).ceil().long().clamp(1, num_bins) - 1
     counts = torch.bincount(places, minlength=num_bins)
     of_bin = counts.clamp_min(1)

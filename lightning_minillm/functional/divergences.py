@@ -1,7 +1,7 @@
 """Divergences between the next-token distributions of a student q and a teacher p.
 
-The functions take logits ``[N, V]`` and return ``[N]`` in nats. A divergence is 0 where both distributions are equal,
-and never NaN for finite logits, because mixtures are computed in log space. Gradients flow into both arguments.
+Every function takes logits ``[N, V]`` and returns ``[N]`` in nats, 0 where both are equal, never NaN for finite
+logits: mixtures are taken in log space. Gradients flow into whatever requires them.
 
 Legend: N tokens, V vocabulary.
 """
@@ -15,14 +15,14 @@ from torch import Tensor
 
 
 def kl_divergence(log_a: Tensor, log_b: Tensor) -> Tensor:
-    """Return KL(a || b), ``[N]``, from log-probabilities ``[N, V]``; entries with a = 0 contribute 0."""
+    """KL(a || b) from log-probabilities ``[N, V]``; entries with a = 0 count 0. Returns ``[N]``."""
     return (log_a.exp() * (log_a - log_b)).masked_fill(log_a == -math.inf, 0).sum(-1)
 
 
 def log_mixture(log_a: Tensor, log_b: Tensor, weight: float) -> Tensor:
-    """Return log(weight a + (1 - weight) b) from log-probabilities ``[N, V]``; ``weight`` in [0, 1).
+    """log(weight a + (1 - weight) b) from log-probabilities ``[N, V]``; ``weight`` in [0, 1).
 
-    Ids that are impossible under both stay at ``-inf``, without NaN in their gradients.
+    An id that neither allows stays at ``-inf``, without a NaN in its gradient.
     """
     if weight == 0:
         return log_b
@@ -33,7 +33,7 @@ def log_mixture(log_a: Tensor, log_b: Tensor, weight: float) -> Tensor:
 
 
 def forward_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """KL(teacher || student): makes the student cover all modes of the teacher.
+    """KL(teacher || student): covers all of the teacher's modes.
 
     Args:
         student_logits: ``[N, V]``.
@@ -50,7 +50,7 @@ def forward_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 def reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """KL(student || teacher): makes the student seek the main modes of the teacher (MiniLLM, arXiv 2306.08543, eq. 1).
+    """KL(student || teacher): seeks the teacher's main modes (MiniLLM, arXiv 2306.08543, eq. 1).
 
     Args:
         student_logits: ``[N, V]``.
@@ -70,12 +70,12 @@ def reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 def skewed_forward_kl(student_logits: Tensor, teacher_logits: Tensor, alpha: float = 0.1) -> Tensor:
     """KL(p || alpha p + (1 - alpha) q), the skew KL of DistiLLM (arXiv 2402.03898, section 3.1).
 
-    The mixture keeps gradients small for tokens to which the student gives almost no probability.
+    Mixing the teacher in keeps gradients small where the student gives a token next to nothing.
 
     Args:
         student_logits: ``[N, V]``, q.
         teacher_logits: ``[N, V]``, p.
-        alpha: weight of the teacher in the mixture, in [0, 1); 0 is the forward KL. The paper uses 0.1.
+        alpha: share of the teacher in the mixture, in [0, 1); 0 is the forward KL. The paper uses 0.1.
 
     Returns:
         ``[N]`` in ``[0, -log alpha]``.
@@ -97,7 +97,7 @@ def skewed_reverse_kl(student_logits: Tensor, teacher_logits: Tensor, alpha: flo
     Args:
         student_logits: ``[N, V]``, q.
         teacher_logits: ``[N, V]``, p.
-        alpha: weight of the student in the mixture, in [0, 1); 0 is the reverse KL. The paper uses 0.1.
+        alpha: share of the student in the mixture, in [0, 1); 0 is the reverse KL. The paper uses 0.1.
 
     Returns:
         ``[N]`` in ``[0, -log alpha]``.
@@ -118,13 +118,13 @@ def _skewed_kl(log_a: Tensor, log_b: Tensor, alpha: float) -> Tensor:
 
 
 def check_skew(alpha: float) -> float:
-    """Return alpha, the skew of a KL, if it is valid.
+    """Return alpha, the skew of a KL, if it is allowed.
 
     Raises:
         ValueError: alpha outside [0, 1).
     """
     if not 0 <= alpha < 1:
-        raise ValueError(f"alpha must be in [0, 1), got {alpha}; at 1 the divergence is 0 for any student")
+        raise ValueError(f"alpha must lie in [0, 1), got {alpha}; at 1 the divergence is 0 whatever the student is")
     return alpha
 
 
@@ -155,7 +155,7 @@ def total_variation(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         teacher_logits: ``[N, V]``, p.
 
     Returns:
-        ``[N]`` in ``[0, 1]``. Where student and teacher are certain of different tokens, the gradient almost vanishes.
+        ``[N]`` in ``[0, 1]``. A student that is sure of another token than the teacher gets hardly any gradient.
 
     Example:
         >>> value = total_variation(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log())
@@ -173,8 +173,8 @@ def generalized_jsd(student_logits: Tensor, teacher_logits: Tensor, beta: float 
     Args:
         student_logits: ``[N, V]``, q.
         teacher_logits: ``[N, V]``, p.
-        beta: weight of the teacher, in (0, 1). At 0 and 1 the divergence would be 0 for any p and q; use
-            :func:`reverse_kl` or :func:`forward_kl` instead.
+        beta: weight of the teacher, strictly inside (0, 1). At the ends it is 0 whatever p and q are; the
+            Kullback-Leibler divergences are functions of their own.
 
     Returns:
         ``[N]`` in ``[0, log 2]``.
@@ -187,7 +187,7 @@ def generalized_jsd(student_logits: Tensor, teacher_logits: Tensor, beta: float 
         True
     """
     if not 0 < beta < 1:
-        raise ValueError(f"beta must be in (0, 1), got {beta}; use reverse_kl or forward_kl instead")
+        raise ValueError(f"beta must lie strictly inside (0, 1), got {beta}; use forward_kl or reverse_kl for the ends")
     log_p, log_q = teacher_logits.log_softmax(-1), student_logits.log_softmax(-1)
     log_m = log_mixture(log_p, log_q, beta)
     return beta * kl_divergence(log_p, log_m) + (1 - beta) * kl_divergence(log_q, log_m)
@@ -196,7 +196,7 @@ def generalized_jsd(student_logits: Tensor, teacher_logits: Tensor, beta: float 
 def cross_entropy(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """-sum p log q: the forward KL plus the teacher's entropy, so the same gradient for the student.
 
-    It is not a divergence: its value at q = p is the entropy. The official code logs it as its KD loss.
+    Not a divergence (its value at q = p is the entropy). The official code logs this one as its KD loss.
 
     Args:
         student_logits: ``[N, V]``, q.

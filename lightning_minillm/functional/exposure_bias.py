@@ -1,4 +1,4 @@
-"""Exposure bias: how errors accumulate on a student's own text (MiniLLM, section 3.3, after Arora et al. 2022).
+"""Exposure bias: how errors pile up on a student's own text (MiniLLM, section 3.3, after Arora et al. 2022).
 
 Legend: B rows, T response tokens, L lengths.
 """
@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 _ROUNDING = 1e-6
-"""Nats per step; smaller differences are treated as rounding errors."""
+"""Nats a step below which a difference is rounding."""
 
 
 def accumulated_error(errors: Tensor, mask: Tensor, num_lengths: int) -> Tensor:
-    """Sum the errors of each row up to every length; a response that has ended adds nothing.
+    """Sum each row's errors up to every length; a response that has ended adds nothing more.
 
-    A response that has ended has only one continuation under both models, so that its error is 0. The expectation over
-    prefixes therefore includes ended rows with 0.
+    After its end a response has one continuation under either model, so both agree and the error is 0: the
+    expectation over prefixes counts ended rows with 0, and does not leave them out.
 
     Args:
         errors: ``[B, T]`` nats, KL(teacher || student) of the next token after the prefix ``y_{<t}``.
-        mask: ``[B, T]`` bool, a run of ``True`` from the left; masked values have no effect, even NaN.
+        mask: ``[B, T]`` bool, a run of ``True`` from the left; what lies elsewhere has no effect, even NaN.
         num_lengths: L, at least T.
 
     Returns:
@@ -34,9 +34,7 @@ def accumulated_error(errors: Tensor, mask: Tensor, num_lengths: int) -> Tensor:
         [[1.0, 3.0, 3.0]]
     """
     if errors.shape[1] > num_lengths:
-        raise ValueError(
-            f"num_lengths must be at least the {errors.shape[1]} tokens of the responses, got {num_lengths}"
-        )
+        raise ValueError(f"responses of {errors.shape[1]} tokens do not fit into num_lengths={num_lengths}")
     steps = torch.zeros(len(errors), num_lengths, dtype=torch.float64, device=errors.device)
     steps[:, : errors.shape[1]] = errors.double().masked_fill(~mask, 0)
     return steps.cumsum(-1)
@@ -45,18 +43,17 @@ def accumulated_error(errors: Tensor, mask: Tensor, num_lengths: int) -> Tensor:
 def excess_accumulated_error(regret: Tensor, oracle_error: Tensor) -> Tensor:
     """ExAccErr(l) = (R(l) - l eps(l)) / (l eps(l)) * 100 (MiniLLM, section 3.3).
 
-    R(l) = sum_{t <= l} E_{y_{<t} ~ student} KL(p(.|y_{<t}, x) || q(.|y_{<t}, x)) is the accumulated regret of imitating
-    the teacher p when the student q writes the prefixes; l eps(l) is the same sum with prefixes that the teacher
-    writes. At 0, errors do not accumulate; a positive value means that the student errs more on its own text than on
-    the teacher's.
+    R(l) = sum_{t <= l} E_{y_{<t} ~ student} KL(p(.|y_{<t}, x) || q(.|y_{<t}, x)), the accumulated regret of imitating
+    the teacher p when the student q writes its own prefixes; l eps(l) is the same sum with prefixes that the teacher
+    wrote. 0: errors do not pile up; positive: the student errs more on its own text than on the teacher's.
 
     Args:
         regret: ``[L]`` nats, R(l), at least 0.
         oracle_error: ``[L]`` nats, l eps(l), at least 0.
 
     Returns:
-        ``[L]`` percent. 0 where both are equal up to rounding (also 0 / 0, for a student that equals its teacher);
-        infinite where the error is 0 on the teacher's prefixes only.
+        ``[L]`` percent. 0 where both differ by no more than rounding (as for a student that equals its teacher, where
+        the quotient would be 0 / 0); infinite where only the teacher's prefixes give no error.
 
     Example:
         >>> excess_accumulated_error(torch.tensor([0.0, 3.0]), torch.tensor([0.0, 2.0])).tolist()

@@ -1,4 +1,4 @@
-"""Dividing a batch of rows of different lengths so that little of the computation is padding.
+"""Cutting a batch of rows of different lengths so that little of what is computed is padding.
 
 Legend: B rows, L tokens.
 """
@@ -10,17 +10,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_WASTE = 0.1  # largest share of padding in a group
+_WASTE = 0.1  # share of a group that may be padding
 
 
 def left_aligned(mask: Tensor) -> Tensor:
-    """Return indices for ``gather`` along the columns that move the tokens of each row to the left.
+    """Return the order that puts each row's tokens on the left, as indices for ``gather`` along the columns.
 
     Args:
         mask: ``[B, L]`` bool.
 
     Returns:
-        ``[B, l]`` int64, where l is the number of tokens of the longest row; a row's padding follows its tokens.
+        ``[B, l]`` int64, l the most tokens of a row; what follows a row's tokens is its padding.
 
     Example:
         >>> left_aligned(torch.tensor([[False, True, True], [True, False, False]])).tolist()
@@ -31,12 +31,12 @@ def left_aligned(mask: Tensor) -> Tensor:
 
 
 def length_groups(lengths: Sequence[int], min_tokens: int, max_tokens: int | None = None) -> list[slice]:
-    """Divide rows into groups of similar length, with at most about 10 % padding each.
+    """Split rows into runs of like length, of which at most a tenth or so is padding.
 
     Args:
-        lengths: tokens of each row, in descending order.
-        min_tokens: least number of tokens of a group, including padding; the last group may have fewer.
-        max_tokens: largest number of tokens of a group with several rows; ``None`` for no limit.
+        lengths: tokens of each row, falling.
+        min_tokens: a group has at least that many, padding included, unless it is the last.
+        max_tokens: a group has at most that many, unless it is a single row; ``None`` for no limit.
 
     Returns:
         Consecutive row slices.

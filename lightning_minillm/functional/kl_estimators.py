@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 def k1(student_logprobs: Tensor, teacher_logprobs: Tensor) -> Tensor:
-    """Return log q - log p: unbiased, can be negative."""
+    """Log q - log p: unbiased, can be negative."""
     return student_logprobs - teacher_logprobs
 
 
 def k3(student_logprobs: Tensor, teacher_logprobs: Tensor) -> Tensor:
-    """Return p/q - 1 - log(p/q): unbiased, at least 0; logged by the official code as ``rev_kl`` (utils.get_rev_kl)."""
+    """p/q - 1 - log(p/q): unbiased, at least 0; the official code logs it as ``rev_kl`` (utils.get_rev_kl)."""
     log_ratio = teacher_logprobs - student_logprobs
     return log_ratio.exp() - 1 - log_ratio

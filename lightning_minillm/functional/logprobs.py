@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens: the next-token shift of the package, and projection in chunks.
+"""Log-probabilities of tokens: the only next-token shift of the package, and projection in chunks.
 
 Legend: B rows, L tokens, N valid target tokens, H hidden size, V vocabulary.
 """
@@ -18,7 +18,7 @@ class TokenStates:
 
     Attributes:
         hidden: ``[N, H]``, the state that predicts each target.
-        project: maps ``[n, H]`` to logits ``[n, V]``; each row depends on one state only.
+        project: maps ``[n, H]`` to logits ``[n, V]``; row by row independent.
         parameters: all weights that ``project`` reads; ``None`` if unknown.
         vocabulary: V; ``None`` if unknown.
     """
@@ -40,12 +40,12 @@ class TokenStates:
 def select_targets(hidden: Tensor, input_ids: Tensor, target_mask: Tensor) -> tuple[Tensor, Tensor]:
     """Pair every target token with the hidden state that predicts it.
 
-    This is the only place in the package that shifts: the state at ``t - 1`` predicts token ``t``.
+    This is the one place of the package that shifts: the state at ``t - 1`` predicts token ``t``.
 
     Args:
         hidden: ``[B, L, H]`` hidden states (or logits) of a causal model over ``input_ids``.
         input_ids: ``[B, L]`` int64.
-        target_mask: ``[B, L]`` bool, ``True`` for the tokens to be predicted; never at ``t = 0``.
+        target_mask: ``[B, L]`` bool, ``True`` at the tokens to be predicted; never at ``t = 0``.
 
     Returns:
         ``[N, H]`` states and ``[N]`` target ids, in row-major order.
@@ -61,7 +61,7 @@ def select_targets(hidden: Tensor, input_ids: Tensor, target_mask: Tensor) -> tu
 
 
 def gather_logprobs(logits: Tensor, target_ids: Tensor) -> Tensor:
-    """Return log softmax(logits) at the target ids, computed in float32 (float64 for float64 logits).
+    """Return log softmax(logits) at the target ids, computed in float32 (or float64 if given that).
 
     Args:
         logits: ``[..., V]``.
@@ -79,13 +79,13 @@ def gather_logprobs(logits: Tensor, target_ids: Tensor) -> Tensor:
 
 
 def chunk_bounds(num_tokens: int, chunk_size: int | None) -> Iterator[tuple[int, int]]:
-    """Yield ``(start, stop)`` of consecutive chunks; a single chunk if ``chunk_size`` is ``None``.
+    """Yield ``(start, stop)`` of consecutive chunks; one chunk when ``chunk_size`` is ``None``.
 
     Raises:
-        ValueError: ``chunk_size`` is below 1.
+        ValueError: ``chunk_size`` is not positive.
     """
     if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, or null for no chunks, got {chunk_size}")
+        raise ValueError(f"chunk_size must be at least 1 or null (no chunks), got {chunk_size}")
     step = num_tokens if chunk_size is None else chunk_size
     for start in range(0, num_tokens, max(step, 1)):
         yield start, min(start + step, num_tokens)
@@ -97,7 +97,7 @@ def target_logprobs(
     """Return log-probabilities of the targets without gradient, ``chunk_size`` tokens at a time.
 
     Args:
-        states: N states with their projection.
+        states: N states and their projection.
         target_ids: ``[N]`` int64.
         temperature: divides the logits; positive.
         chunk_size: tokens projected together, or ``None`` for all.

@@ -27,7 +27,7 @@ def lengths_to_mask(lengths: Tensor, width: int) -> Tensor:
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:
-    """Number the tokens of each row from 0, without the padding on its left.
+    """Number the tokens of each row from 0, whatever the padding on its left.
 
     Args:
         attention_mask: ``[B, L]`` bool or int.

@@ -36,8 +36,8 @@ def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_range: float) -> t
         clip_range: eps > 0 (official 0.2).
 
     Returns:
-        The loss to be minimised, and a bool tensor that is ``True`` where the clipped branch is larger, so that the
-        token has no gradient.
+        Loss (to be minimised) and a bool tensor, ``True`` where the clipped branch is the larger one, so that the
+        token gives no gradient.
 
     Raises:
         ValueError: eps is not positive.

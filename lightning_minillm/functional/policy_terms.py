@@ -1,4 +1,4 @@
-"""The terms of student q and teacher p in the policy-gradient loss, in few passes over the vocabulary.
+"""What the policy-gradient loss needs of student q and teacher p, in few passes over the vocabulary.
 
 Legend: N tokens, V vocabulary.
 """
@@ -33,7 +33,7 @@ class _PolicyTerms(torch.autograd.Function):
         logprobs = log_q.gather(-1, target_ids[:, None]).squeeze(-1)
         q = log_q.exp()
         impossible = log_q == -math.inf
-        # in place: each of these tensors has the size of the logits
+        # in place: each of these is as large as the logits
         log_p = teacher_logits.log_softmax(-1)
         log_ratio = torch.sub(log_q, log_p, out=log_p).masked_fill_(impossible, 0)
         entropy = -_dot(q, log_q.masked_fill_(impossible, 0))
@@ -54,18 +54,18 @@ class _PolicyTerms(torch.autograd.Function):
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Return row-wise inner products ``[N]`` without materialising the elementwise products."""
+    """Row-wise inner product ``[N]`` without a product of the size of the rows."""
     return torch.einsum("nv,nv->n", a, b)
 
 
 def policy_terms(student_logits: Tensor, target_ids: Tensor, teacher_logits: Tensor) -> PolicyTerms:
-    """Return log-probabilities of the targets, reverse KL and entropy, equal to computing each one separately.
+    """Return log-probabilities of the targets, reverse KL and entropy; equal to computing each by itself.
 
-    The gradient is implemented explicitly, because autograd would need about twice as many passes over the logits. The
-    result can be differentiated once, with respect to the student.
+    The gradient is written out: autograd would pass over the logits about twice as often. It can be differentiated
+    once, for the student.
 
     Args:
-        student_logits: ``[N, V]``; entries of ``-inf`` contribute 0.
+        student_logits: ``[N, V]``; ``-inf`` counts 0.
         target_ids: ``[N]`` int64.
         teacher_logits: ``[N, V]``.
 

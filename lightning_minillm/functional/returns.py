@@ -1,6 +1,6 @@
 """From token rewards to advantages (MiniLLM, arXiv 2306.08543, section 2.2; official minillm/losses.py).
 
-Legend: B rows, T response tokens.
+Legend: B rows, T response tokens. Everything is float32 at least and carries no gradient that is not asked for.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def token_rewards(
     scaling: float | None = None,
     clip: float | None = None,
 ) -> Tensor:
-    """r_t = log p(y_t) - log q(y_t): high where the teacher finds a token more probable than the student does.
+    """r_t = log p(y_t) - log q(y_t): high where the teacher likes a token better than the student does.
 
     Args:
         teacher_logprobs: ``[B, T]``, log p.
@@ -53,16 +53,16 @@ def token_rewards(
 def discounted_returns(
     rewards: Tensor, mask: Tensor, gamma: float = 1.0, start: ReturnStart = "current", length_normalize: bool = True
 ) -> Tensor:
-    """R_t = r_t + gamma R_{t+1}, computed from the last token backwards and divided by the number of tokens left.
+    """R_t = r_t + gamma R_{t+1}, by the reverse recurrence, divided by the tokens left.
 
     Args:
-        rewards: ``[B, T]``; masked values have no effect.
+        rewards: ``[B, T]``; what is masked has no effect.
         mask: ``[B, T]`` bool, a run of ``True`` from the left.
-        gamma: discount in [0, 1]; 1 (none) in the paper, 0.95 in the official code.
-        start: ``"current"`` sums from r_t on (official code); ``"next"`` from r_{t+1} on, because the single-step term
-            covers r_t exactly (paper, eq. 5).
-        length_normalize: divide by the number of rewards in the undiscounted sum, at least 1: the tokens left,
-            including t for ``"current"`` (official) and excluding it for ``"next"`` (paper, eq. 6).
+        gamma: discount in [0, 1]; the paper has none (1), the official code 0.95.
+        start: ``"current"`` sums from r_t (official code); ``"next"`` from r_{t+1}, since r_t is covered exactly by
+            the single-step term (paper, eq. 5).
+        length_normalize: divide by the number of rewards in the undiscounted sum: the tokens left, t included for
+            ``"current"`` (official) and excluded for ``"next"`` (paper, eq. 6), at least 1.
 
     Returns:
         ``[B, T]``; 0 where masked.
@@ -78,7 +78,7 @@ def discounted_returns(
         [[2.5, 3.0, 0.0]]
     """
     if not 0 <= gamma <= 1:
-        raise ValueError(f"gamma must be in [0, 1], got {gamma}")
+        raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
     if start not in ("current", "next"):
         raise ValueError(f"return_start must be 'current' or 'next', got {start!r}")
     rewards = rewards.masked_fill(~mask, 0)
@@ -95,14 +95,14 @@ def discounted_returns(
 
 
 def whitening_sums(returns: Tensor, mask: Tensor, mode: Whitening, width: int | None = None) -> Tensor:
-    """Return the count, sum and sum of squares for whitening, to be added over ranks and micro-batches.
+    """Count, sum and sum of squares that whitening needs; add them over ranks and micro-batches.
 
     Args:
-        returns: ``[B, T]``; masked values count as 0.
+        returns: ``[B, T]``; what is masked counts as 0.
         mask: ``[B, T]`` bool.
-        mode: ``"response"`` counts valid tokens; ``"all"`` counts all positions including padding (official code).
-        width: columns per row that ``"all"`` counts: the maximum response length, so that trimming a batch changes
-            nothing. ``None`` for T.
+        mode: ``"response"`` counts valid tokens, ``"all"`` every position, padding too (official code).
+        width: columns to count per row for ``"all"``: the maximum response length, so that trimming a batch
+            changes nothing. ``None`` means T.
 
     Returns:
         ``[3]`` float64.
@@ -117,14 +117,14 @@ def whiten(returns: Tensor, sums: Tensor, epsilon: float = 1e-8) -> Tensor:
 
     Args:
         returns: ``[B, T]``.
-        sums: ``[3]`` float64 from :func:`whitening_sums`, added over all batches that share the statistics.
+        sums: ``[3]`` float64 from :func:`whitening_sums`, summed over whatever shares the statistics.
         epsilon: added to the variance (official 1e-8).
 
     Returns:
-        ``[B, T]``; masked positions contain (0 - mean) / deviation, as in the official code.
+        ``[B, T]``; masked positions hold what the official code has there, (0 - mean) / deviation.
 
     Raises:
-        ValueError: the statistics contain no elements.
+        ValueError: the statistics count no element.
 
     Example:
         >>> x = torch.tensor([[1.0, 3.0]])
@@ -133,7 +133,7 @@ def whiten(returns: Tensor, sums: Tensor, epsilon: float = 1e-8) -> Tensor:
     """
     count, total, squares = sums.unbind()
     if count == 0:
-        raise ValueError("cannot whiten over no elements: all responses of the optimiser step are empty")
+        raise ValueError("whitening over no element: every response of the optimiser step is empty")
     mean = total / count
     variance = (squares / count - mean.square()).clamp_min(0)
     return ((returns.double() - mean) * (variance + epsilon).rsqrt()).to(returns.dtype)

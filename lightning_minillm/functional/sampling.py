@@ -16,8 +16,8 @@ def filter_logprobs(logprobs: Tensor, top_k: int = 0, top_p: float = 1.0) -> Ten
 
     Args:
         logprobs: ``[A, V]`` log-probabilities.
-        top_k: number of tokens to keep; 0 keeps all.
-        top_p: keep the smallest set with at least this probability; the most probable token is always kept.
+        top_k: keep that many; 0 keeps all.
+        top_p: keep the smallest set with at least that mass (the most probable token always stays).
 
     Returns:
         ``[A, V]`` log-probabilities, ``-inf`` for dropped tokens.
@@ -38,17 +38,17 @@ def filter_logprobs(logprobs: Tensor, top_k: int = 0, top_p: float = 1.0) -> Ten
 
 
 def repeated_ngram_mask(sequence_ids: Tensor, sequence_mask: Tensor, size: int, vocabulary: int) -> Tensor:
-    """Find the next tokens that would complete an n-gram that the sequence already contains.
+    """Find the next tokens that would complete an n-gram which the sequence already holds.
 
     Args:
-        sequence_ids: ``[A, L]`` int64, the prompt and the response so far, padded on the left.
-        sequence_mask: ``[A, L]`` bool; n-grams that include a masked token are ignored.
-        size: n, at least 1; 1 finds all tokens of the sequence.
-        vocabulary: V; larger ids of the sequence are ignored.
+        sequence_ids: ``[A, L]`` int64, prompt and response so far, padded on the left.
+        sequence_mask: ``[A, L]`` bool; n-grams with a token that does not count are none.
+        size: n, at least 1; 1 finds every token of the sequence.
+        vocabulary: V; larger ids of the sequence have no place in the result.
 
     Returns:
-        ``[A, V]`` bool, ``True`` for tokens that complete an n-gram. A row in which all tokens do is all ``False``,
-        because some token must remain to be sampled.
+        ``[A, V]`` bool, ``True`` for tokens that repeat. All ``False`` in a row where every token would: there must be
+        something left to sample.
 
     Example:
         >>> ids = torch.tensor([[1, 2, 0, 1]])
@@ -60,19 +60,19 @@ def repeated_ngram_mask(sequence_ids: Tensor, sequence_mask: Tensor, size: int, 
     if length < size:
         return found[:, :-1]
     repeats = sequence_mask.unfold(1, size, 1).all(-1)
-    for place in range(size - 1):  # compare the last n - 1 tokens with the beginning of each n-gram
+    for place in range(size - 1):  # the last n - 1 tokens against the beginning of every n-gram
         repeats = repeats & (
             sequence_ids[:, place : length - size + 1 + place] == sequence_ids[:, length - size + 1 + place, None]
         )
     last_ids = sequence_ids[:, size - 1 :]
-    nowhere = vocabulary  # a separate column, so that no shape depends on the matches
+    nowhere = vocabulary  # a column of its own, so that no size depends on what was found
     found.scatter_(1, last_ids.masked_fill(~repeats | (last_ids >= vocabulary), nowhere), True)
     found = found[:, :-1]
     return found & ~found.all(-1, keepdim=True)
 
 
 def mixture_logprobs(student: Tensor, teacher: Tensor, alpha: float) -> Tensor:
-    """Return log((1 - alpha) q + alpha p), computed in log space (paper, eq. 3).
+    """log((1 - alpha) q + alpha p) (paper, eq. 3), in log space.
 
     Args:
         student: ``[A, V]``, log q.
@@ -90,16 +90,16 @@ def mixture_logprobs(student: Tensor, teacher: Tensor, alpha: float) -> Tensor:
 
 
 def sample_with_noise(logprobs: Tensor, noise: Tensor) -> Tensor:
-    """Draw one token per row by inverting the cumulative distribution.
+    """Draw one token a row by the inverse of the cumulative distribution.
 
-    The draw depends only on the noise of the row, not on its position in the batch or on which rows have finished.
+    The draw depends on the row's own noise alone: not on its place in the batch, nor on which rows have finished.
 
     Args:
         logprobs: ``[A, V]`` log-probabilities; ``-inf`` is never drawn.
         noise: ``[A]`` uniform numbers in [0, 1).
 
     Returns:
-        ``[A]`` int64, always a valid index: the last one if ``logprobs`` contains NaN.
+        ``[A]`` int64, always a valid index: the last one where ``logprobs`` is not a number.
 
     Example:
         >>> sample_with_noise(torch.tensor([[0.5, 0.0, 0.5]]).log(), torch.tensor([0.7])).tolist()
@@ -107,6 +107,6 @@ def sample_with_noise(logprobs: Tensor, noise: Tensor) -> Tensor:
     """
     cumulative = logprobs.exp().cumsum(-1)
     threshold = noise.to(cumulative)[:, None] * cumulative[:, -1:]
-    # noise just below 1 may round up to the total; the last token with positive probability is then drawn
+    # noise just below 1 may round up to the total: the last token with any mass is then the one meant
     threshold = torch.minimum(threshold, torch.nextafter(cumulative[:, -1:], torch.zeros_like(threshold)))
     return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp_max(logprobs.shape[-1] - 1)

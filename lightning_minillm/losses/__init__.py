@@ -1,4 +1,4 @@
-"""Losses on target tokens, all of them subclasses of :class:`TokenLoss`."""
+"""Losses on target tokens; every one is a :class:`TokenLoss`."""
 
 from lightning_minillm.losses.base import TokenLoss
 from lightning_minillm.losses.composite import KDLoss, WeightedLoss

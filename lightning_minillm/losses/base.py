@@ -1,7 +1,7 @@
-"""The base class of all losses on target tokens.
+"""The one base class of every loss on target tokens.
 
-A loss receives logits, ids and named per-token inputs of N valid tokens and returns N values. The base class projects
-hidden states in chunks, cuts the vocabularies to the shared ids, and reduces values and parts.
+A loss sees logits, ids and named per-token inputs of N valid tokens and returns N values. Selecting the tokens,
+projecting hidden states in chunks, cutting vocabularies to the shared ids, reducing and reporting happen here, once.
 
 Legend: N valid target tokens, n tokens of a chunk, V vocabulary.
 """
@@ -24,26 +24,23 @@ DEFAULT_CHUNK_SIZE: ChunkSize = "auto"
 
 
 class TokenLoss(nn.Module, ABC):
-    """Base class of losses that add up one value per target token, and named parts beside it.
+    """Turns student and teacher signals on target tokens into one scalar and named parts.
 
     Subclasses implement :meth:`token_values` and set the class attributes.
 
     Args:
-        chunk_size: target tokens that are projected at a time, at least 1; ``"auto"`` chooses by vocabulary and device;
-            ``None`` projects all at once. With chunks, the gradient of each chunk is computed together with its loss,
-            so that peak memory does not grow with tokens x vocabulary. If the weights of the projection are unknown or
-            sharded, the logits are recomputed in the backward pass instead.
-
-    Raises:
-        ValueError: chunk_size below 1, or a word other than ``"auto"``.
+        chunk_size: target tokens whose logits exist at the same time, at least 1; ``"auto"`` chooses by vocabulary and
+            device; ``None`` projects all at once. In chunks, gradients are taken chunk by chunk as the loss is
+            computed (or, where the weights of a projection are unknown or sharded, logits are computed again in the
+            backward pass), so that peak memory does not grow with tokens x vocabulary.
     """
 
     needs_teacher: ClassVar[bool] = True
     """Whether :meth:`token_values` reads ``teacher_logits``."""
     is_divergence: ClassVar[bool] = False
-    """Whether the loss is at least 0, and 0 only where student and teacher agree."""
+    """Whether the loss is at least 0, and 0 exactly where student and teacher agree."""
     token_inputs: tuple[str, ...] = ()
-    """Names of the per-token inputs that the loss reads from ``signals.inputs``."""
+    """Names of the per-token inputs that the loss reads."""
 
     def __init__(self, chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE) -> None:
         super().__init__()
@@ -55,7 +52,7 @@ class TokenLoss(nn.Module, ABC):
 
     @property
     def reads_teacher(self) -> bool:
-        """Whether the loss reads teacher logits with the options it was given."""
+        """Whether this object, as configured, needs teacher logits."""
         return self.needs_teacher
 
     def forward(
@@ -72,18 +69,17 @@ class TokenLoss(nn.Module, ABC):
         Args:
             student: states of N target tokens.
             target_ids: ``[N]`` int64.
-            teacher: the teacher's states of the same tokens; no gradient flows into them.
+            teacher: the teacher's states of the same tokens; its gradient is cut off here.
             inputs: the per-token inputs ``[N]`` named in ``token_inputs``.
-            normalizer: the sum is divided by it; ``None`` for N, which is correct for one batch on one device.
-                ``TokenBatch.normalizer`` explains the value for several devices and micro-batches.
+            normalizer: what the sum is divided by; ``None`` means N, which is right for one batch on one device.
+                See :class:`~lightning_minillm.types.TokenBatch`.
             temperature: divides the logits of student and teacher; positive.
 
         Returns:
             The loss with gradient, and the detached parts.
 
         Raises:
-            ValueError: no target tokens, no teacher although the loss reads one, a different number of teacher
-                tokens, or a missing input.
+            ValueError: no target token, no teacher where one is needed, or a missing input.
         """
         inputs = self._checked_inputs(student, teacher, inputs or {})
         normalizer = float(len(student)) if normalizer is None else normalizer
@@ -107,18 +103,14 @@ class TokenLoss(nn.Module, ABC):
     ) -> dict[str, Tensor]:
         name = type(self).__name__
         if len(student) == 0:
-            raise ValueError(
-                f"{name} got no target tokens: all tokens of the batch are masked; check lengths and masks"
-            )
+            raise ValueError(f"{name} got no target token: every label of the batch is masked; check lengths and masks")
         if self.reads_teacher and teacher is None:
-            raise ValueError(f"{name} reads a teacher, but none was given; pass teacher=... to the module")
+            raise ValueError(f"{name} compares with a teacher, but none was given: pass teacher=... to the module")
         if teacher is not None and len(teacher) != len(student):
-            raise ValueError(
-                f"{name} got {len(student)} student and {len(teacher)} teacher tokens; pass the same tokens"
-            )
+            raise ValueError(f"{name} got {len(student)} student and {len(teacher)} teacher tokens; give the same")
         missing = [key for key in self.token_inputs if key not in inputs]
         if missing:
-            raise ValueError(f"{name} reads the per-token inputs {missing}, but got only {sorted(inputs)}")
+            raise ValueError(f"{name} needs the per-token inputs {missing}; got {sorted(inputs)}")
         return {key: inputs[key] for key in self.token_inputs}
 
     def _chunk_sums(
@@ -131,7 +123,7 @@ class TokenLoss(nn.Module, ABC):
         start: int,
         stop: int,
     ) -> dict[str, Tensor]:
-        """Sum the values of the tokens ``start:stop``, the only ones in ``student``."""
+        """Sum the values of the tokens ``start:stop``; ``student`` holds these alone."""
         student_logits = student.logits(temperature=temperature)
         teacher_logits = None
         if teacher is not None and self.reads_teacher:

@@ -1,4 +1,4 @@
-"""Sums over target tokens in chunks, so that only the logits of one chunk exist at a time.
+"""Sums over target tokens, a chunk of them at a time, so that few logits exist at once.
 
 Legend: N target tokens, n tokens of a chunk, H hidden size, V vocabulary.
 """
@@ -17,29 +17,29 @@ from lightning_minillm.functional.logprobs import TokenStates, chunk_bounds
 
 ChunkSize = int | Literal["auto"] | None
 ChunkSums = Callable[[Tensor, int, int], dict[str, Tensor]]
-"""Maps hidden states ``[n, H]`` of the tokens ``start:stop`` to named sums over them, including ``"loss"``."""
+"""Maps hidden states ``[n, H]`` of the tokens ``start:stop`` to named sums over them, ``"loss"`` among them."""
 
-_LOGITS_IN_CACHE = 2**21  # 8 MiB in float32: elementwise passes over them stay close to a CPU's cache
-_LOGITS_ON_DEVICE = 2**27  # 512 MiB: enough work per kernel launch
-_FEWEST_TOKENS = 128  # the projection of fewer tokens is limited by reading its weights
+_LOGITS_IN_CACHE = 2**21  # 8 MiB in float32: a CPU's elementwise passes over them stay near its cache
+_LOGITS_ON_DEVICE = 2**27  # 512 MiB: enough work for a launch
+_FEWEST_TOKENS = 128  # the projection of fewer is bound by reading its weights
 _UNKNOWN_VOCABULARY = 1024
 
 
 def check_chunk_size(chunk_size: ChunkSize) -> ChunkSize:
-    """Return ``chunk_size`` if it is valid.
+    """Return ``chunk_size`` if it is allowed.
 
     Raises:
         ValueError: below 1, or a word other than ``"auto"``.
     """
     if chunk_size is None or chunk_size == "auto" or (isinstance(chunk_size, int) and chunk_size >= 1):
         return chunk_size
-    raise ValueError(f"chunk_size must be at least 1, 'auto', or null for no chunks, got {chunk_size!r}")
+    raise ValueError(f"chunk_size must be at least 1, 'auto', or null for no chunks; got {chunk_size!r}")
 
 
 def tokens_per_chunk(chunk_size: ChunkSize, states: TokenStates) -> int | None:
-    """Return the number of tokens that are projected at a time; ``None`` for all.
+    """Return how many tokens are projected together; ``None`` for all.
 
-    ``"auto"`` limits the number of logits depending on the device, but projects at least 128 tokens.
+    ``"auto"`` bounds the number of logits, by what suits the device, and keeps at least 128 tokens.
 
     Example:
         >>> states = TokenStates(torch.zeros(5, 3), lambda hidden: hidden, vocabulary=2048)
@@ -57,20 +57,16 @@ def tokens_per_chunk(chunk_size: ChunkSize, states: TokenStates) -> int | None:
 def sum_over_chunks(
     compute: ChunkSums, hidden: Tensor, parameters: Sequence[Tensor] | None, chunk_size: int | None
 ) -> dict[str, Tensor]:
-    """Add up the sums that ``compute`` returns for each chunk; only ``"loss"`` carries a gradient.
+    """Add up what ``compute`` gives for each chunk; only ``"loss"`` carries a gradient.
 
-    If ``parameters`` are known, the gradient of a chunk is computed directly after its loss and its logits are freed:
-    nothing is computed twice. Otherwise, if there are several chunks, each is recomputed in the backward pass.
+    With known ``parameters`` the gradient of a chunk is taken as soon as its loss is there, and its logits are dropped:
+    nothing is computed twice. Otherwise more than one chunk is computed again in the backward pass.
 
     Args:
-        compute: maps the hidden states of a chunk to named sums, those other than ``"loss"`` without gradient.
+        compute: see :data:`ChunkSums`; sums other than ``"loss"`` are detached.
         hidden: ``[N, H]``.
-        parameters: all tensors that ``compute`` reads and that may need a gradient, except ``hidden``; ``None`` if
-            unknown.
-        chunk_size: n, or ``None`` for all N at once, with the usual autograd.
-
-    Returns:
-        Scalars by name.
+        parameters: all that ``compute`` reads and that may need a gradient, besides ``hidden``; ``None`` if unknown.
+        chunk_size: n, or ``None`` for all N at once, differentiated by autograd as it stands.
     """
     bounds = list(chunk_bounds(len(hidden), chunk_size))
     if torch.is_grad_enabled() and chunk_size is not None and parameters is not None:

@@ -18,13 +18,12 @@ class WeightedLoss(TokenLoss):
     """sum_i weight_i loss_i over the same tokens.
 
     Args:
-        losses: at least one loss, by name.
+        losses: at least one loss by name.
         weights: a finite weight for each of these names. A loss with weight 0 is not computed.
-        chunk_size: tokens that are projected at a time; ``"auto"`` chooses by the size of the vocabulary. The chunk
-            sizes of the summands are ignored.
+        chunk_size: see :class:`TokenLoss`; the chunk sizes of the summands are ignored.
 
     Raises:
-        ValueError: the names differ, or all weights are 0.
+        ValueError: names and weights differ, or every weight is 0.
     """
 
     def __init__(
@@ -77,7 +76,7 @@ class KDLoss(TokenLoss):
     Args:
         kd_ratio: weight of the teacher in [0, 1] (official 0.5).
         divergence: any loss against the teacher; the official code's cross-entropy by default.
-        chunk_size: tokens that are projected at a time; ``"auto"`` chooses by the size of the vocabulary.
+        chunk_size: see :class:`TokenLoss`.
 
     Raises:
         ValueError: kd_ratio outside [0, 1].

@@ -1,6 +1,6 @@
-"""Divergences between teacher and student as losses: means over target tokens of functions of two distributions.
+"""Divergences between teacher and student as losses: each names the function it averages over target tokens.
 
-Legend: p teacher, q student, both over the shared vocabulary.
+The legend of all formulas: p teacher, q student, both over the shared vocabulary.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class SkewedForwardKL(TokenLoss):
 
     Args:
         alpha: weight of the teacher in the mixture, in [0, 1); 0 is the forward KL.
-        chunk_size: tokens that are projected at a time; ``"auto"`` chooses by the size of the vocabulary.
+        chunk_size: see :class:`TokenLoss`.
 
     Raises:
         ValueError: alpha outside [0, 1).
@@ -68,7 +68,7 @@ class SkewedReverseKL(TokenLoss):
 
     Args:
         alpha: weight of the student in the mixture, in [0, 1); 0 is the reverse KL.
-        chunk_size: tokens that are projected at a time; ``"auto"`` chooses by the size of the vocabulary.
+        chunk_size: see :class:`TokenLoss`.
 
     Raises:
         ValueError: alpha outside [0, 1).
@@ -89,8 +89,8 @@ class GeneralizedJSD(TokenLoss):
     """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q (GKD, arXiv 2306.13649).
 
     Args:
-        beta: weight of the teacher in the mixture, in (0, 1).
-        chunk_size: tokens that are projected at a time; ``"auto"`` chooses by the size of the vocabulary.
+        beta: weight of the teacher in the mixture, strictly inside (0, 1).
+        chunk_size: see :class:`TokenLoss`.
 
     Raises:
         ValueError: beta outside (0, 1).
@@ -101,7 +101,7 @@ class GeneralizedJSD(TokenLoss):
     def __init__(self, beta: float = 0.5, chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE) -> None:
         super().__init__(chunk_size)
         if not 0 < beta < 1:
-            raise ValueError(f"beta must be in (0, 1), got {beta}; use ForwardKL or ReverseKL instead")
+            raise ValueError(f"beta must be strictly between 0 and 1, got {beta}; use ForwardKL or ReverseKL instead")
         self.beta = beta
 
     def token_values(self, signals: TokenSignals) -> TokenValues:
@@ -136,7 +136,7 @@ class AdaptiveKL(TokenLoss):
 
     Args:
         head_mass: mu in (0, 1), the largest probability that the teacher gives to the head as a whole.
-        chunk_size: tokens that are projected at a time; ``"auto"`` chooses by the size of the vocabulary.
+        chunk_size: see :class:`TokenLoss`.
 
     Raises:
         ValueError: head_mass outside (0, 1).
@@ -160,7 +160,7 @@ class AlphaBetaDivergence(TokenLoss):
     Args:
         alpha: exponent of the teacher, at least 0; (1, 0) is the forward KL.
         beta: exponent of the student, at least 0; (0, 1) is the reverse KL.
-        chunk_size: tokens that are projected at a time; ``"auto"`` chooses by the size of the vocabulary.
+        chunk_size: see :class:`TokenLoss`.
 
     Raises:
         ValueError: a negative exponent, or both 0.

@@ -10,7 +10,7 @@ from lightning_minillm.types import TokenSignals, TokenValues
 
 
 class LanguageModelingLoss(TokenLoss):
-    """-log q of the target token: the loss of SFT and SeqKD, and L_PT of the paper on the pretraining batch."""
+    """-log q of the target token; the loss of SFT, of SeqKD, and of the pretraining batch (paper, L_PT)."""
 
     needs_teacher: ClassVar[bool] = False
 

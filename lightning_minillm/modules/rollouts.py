@@ -12,9 +12,8 @@ DistiLLM               ``SkewedReverseKL``      none                  ``Adaptive
 on-policy reverse KL   ``ReverseKL``            none                  ``StudentText()``
 =====================  =======================  ====================  ==============================
 
-Where the code departs from the paper: log-probabilities come from the sampler's own passes, so there is no second
-generation and no scoring pass; the student's dropout is off in updates, as in the official code; whitening, reward
-scaling and the start of returns are options. docs/method.md has all departures, with references.
+Departures from the paper (docs/method.md has all): log-probabilities come from the sampler's own passes, not from
+a second generation; dropout is off in updates; rewards, returns and whitening have options.
 
 Legend: N rollouts of a phase over all ranks, n rows of a rank, T response tokens.
 """
@@ -46,7 +45,7 @@ from lightning_minillm.rollout import (
 )
 from lightning_minillm.rollout.collect import ProgressListener
 from lightning_minillm.rollout.scoring import POLICY_INPUTS, policy_inputs, rollout_sequences, teacher_states
-from lightning_minillm.types import LossOutput, PolicyBatch, RolloutBatch, TrainingData
+from lightning_minillm.types import LossOutput, PolicyBatch, RolloutBatch, TokenBatches, TrainingData
 
 SOURCE_KEY = "text_source"
 
@@ -54,8 +53,7 @@ SOURCE_KEY = "text_source"
 class RolloutModule(CausalLMModule):
     """Collects the text of a phase with the current weights, and trains on it.
 
-    loss = mean over response tokens of ``loss`` + ``pretraining.coef`` x the pretraining loss, if there is one. No
-    gradient goes through the text.
+    loss = mean over response tokens of ``loss`` + ``pretraining.coef`` x pretraining loss; the text gets no gradient.
 
     Args:
         student: a transformers causal LM, or a function that loads one; already fine-tuned in the paper.
@@ -117,12 +115,12 @@ class RolloutModule(CausalLMModule):
         """Move an offloaded teacher back to the CPU."""
         self._rest_teacher()
 
-    def _check_offload(self, reads_pretraining: bool) -> None:
+    def _check_offload(self, lm_stream: TokenBatches | None) -> None:
         """Check that an offloaded teacher is not read in every step, unless it is sharded."""
         if not self.teacher_use.offload or self.pair.teacher_is_sharded:
             return
-        pretraining_reads = self.pretraining_loss is not None and self.pretraining_loss.reads_teacher
-        if self.teacher_use.cache == "none" or (reads_pretraining and pretraining_reads):
+        loss = None if lm_stream is None else self.pretraining_loss
+        if self.teacher_use.cache == "none" or (loss is not None and loss.reads_teacher):
             raise ValueError(
                 "teacher_use.offload keeps the teacher on the CPU during updates, which read it here: set"
                 " teacher_use.cache=hidden, and pretraining.loss.kd_ratio=0 or pretraining.coef=0; or use"
@@ -140,8 +138,8 @@ class RolloutModule(CausalLMModule):
         Raises:
             ValueError: sizes that do not divide, or an offloaded teacher that updates read.
         """
-        lm_stream = data.lm_stream if self.pretraining_loss is not None else None
-        self._check_offload(reads_pretraining=lm_stream is not None)
+        lm_stream = None if self.pretraining_loss is None else data.lm_stream
+        self._check_offload(lm_stream)
         buffer = RolloutBuffer(
             self.rollouts.num_rollouts,
             BatchSizes(data.batch_size, data.micro_batch_size, self.placement.data_world_size),
@@ -156,7 +154,7 @@ class RolloutModule(CausalLMModule):
         return buffer
 
     def on_train_start(self) -> None:
-        """Do what is due where Lightning announces no epoch.
+        """Do what is due if Lightning starts no epoch.
 
         After a checkpoint of the last step of a phase, the next one is collected; after one from the middle, what was
         logged of the phase is logged again, since it is written at its end.
@@ -184,10 +182,9 @@ class RolloutModule(CausalLMModule):
     def _collect_phase(self) -> None:
         started = time.perf_counter()
         self._update_seconds = 0.0
-        phase = self.trainer.current_epoch
+        phase, collector, progress = self.trainer.current_epoch, self.collector, self._progress()
         self.pair.place_teacher(self.device)
         prompts = self.phases.prompts(phase).to(self.device)
-        collector, progress = self.collector, self._progress()
         with self.trainer.precision_plugin.forward_context():
             rollouts = self.placement.run_sampling(lambda: collector.collect(prompts, phase, self.phases, progress))
         self._rest_teacher()
@@ -196,10 +193,8 @@ class RolloutModule(CausalLMModule):
         self.phases.buffer.fill(rollouts, returns, weights, phase)
         seconds = time.perf_counter() - started
         self._log_rollouts(rollouts, weights)
-        speed = {
-            "rollout/seconds": seconds,
-            "rollout/tokens_per_second": float(rollouts.response_mask.sum()) / seconds,
-        }
+        tokens_per_second = float(rollouts.response_mask.sum()) / seconds
+        speed = {"rollout/seconds": seconds, "rollout/tokens_per_second": tokens_per_second}
         self.log_dict(speed, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
     @property
@@ -221,9 +216,8 @@ class RolloutModule(CausalLMModule):
 
     def _log_rollouts(self, rollouts: RolloutBatch, weights: Tensor) -> None:
         """Log means over the response tokens of all ranks; of the log-probabilities only where they are of now."""
-        mask, columns = rollouts.response_mask, {}
-        if self.advantages is not None:
-            columns["reward"] = self.advantages.rewards(rollouts)
+        mask = rollouts.response_mask
+        columns = {} if self.advantages is None else {"reward": self.advantages.rewards(rollouts)}
         if self.rollouts.source.is_on_policy and rollouts.teacher_logprobs is not None:
             columns["reverse_kl"] = k1(rollouts.student_logprobs, rollouts.teacher_logprobs) * weights
             columns["importance_weight"] = weights
@@ -231,10 +225,11 @@ class RolloutModule(CausalLMModule):
         totals = self.placement.sum_over_data(torch.stack([*sums, mask.sum(dtype=torch.float64)]))
         values = {name: total / totals[-1] for name, total in zip(columns, totals, strict=False)}
         values["response_length"] = totals[-1] / self.rollouts.num_rollouts
-        logged: dict[str, Any] = {f"rollout/{name}": value.float() for name, value in values.items()}
+        logged: dict[str, Any] = {name: value.float() for name, value in values.items()}
+        logged |= self.rollouts.source.metrics()
         if rollouts.teacher_hidden is not None:
-            logged["rollout/teacher_cache_mib"] = rollouts.teacher_hidden.nbytes / 2**20
-        logged |= {f"rollout/{name}": value for name, value in self.rollouts.source.metrics().items()}
+            logged["teacher_cache_mib"] = rollouts.teacher_hidden.nbytes / 2**20
+        logged = {f"rollout/{name}": value for name, value in logged.items()}
         self.log_dict(logged, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
     # --- update -----------------------------------------------------------------------------------------------------
@@ -268,7 +263,7 @@ class RolloutModule(CausalLMModule):
         self._batch_started = time.perf_counter()
 
     def on_train_batch_end(self, outputs: Any, batch: PolicyBatch, batch_idx: int) -> None:
-        """Stop the clock: what happens between batches is not part of the update."""
+        """Stop the clock: the time between batches is not part of the update."""
         self._update_seconds += time.perf_counter() - self._batch_started
 
     def on_train_epoch_end(self) -> None:

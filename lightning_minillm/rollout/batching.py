@@ -5,8 +5,7 @@ Legend: B rows, P prompt tokens, T response tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ _ROW_FIELDS = ("indices",)
 
 
 def select_prompts(prompts: PromptBatch, rows: Tensor) -> PromptBatch:
-    """Return ``rows`` of a prompt batch, without the padding that all of them share."""
+    """Return ``rows`` of a prompt batch, without the padding that all of them have."""
     mask = prompts.attention_mask[rows]
     width = int(mask.sum(-1).max())
     return PromptBatch(prompts.input_ids[rows][:, -width:], mask[:, -width:], prompts.indices[rows])
@@ -64,10 +63,10 @@ def concatenate_rollouts(batches: Sequence[RolloutBatch], pad_token_id: int) -> 
         return pad(value, (0, 0) * (value.ndim - 2) + (0, missing), value=fill)
 
     widened = [_map(batch, widen) for batch in batches]
-    return _map(widened[0], lambda name, _: torch.cat([getattr(batch, name) for batch in widened]))
+    columns = [batch.columns() for batch in widened]
+    return _map(widened[0], lambda name, _: torch.cat([of_batch[name] for of_batch in columns]))
 
 
-def _map(rollouts: RolloutBatch, function) -> RolloutBatch:  # type: ignore[no-untyped-def]
+def _map(rollouts: RolloutBatch, function: Callable[[str, Tensor], Tensor]) -> RolloutBatch:
     """Apply ``function(name, tensor)`` to every field that is present."""
-    values = {field.name: getattr(rollouts, field.name) for field in fields(rollouts)}
-    return RolloutBatch(**{name: None if value is None else function(name, value) for name, value in values.items()})
+    return RolloutBatch.from_columns({name: function(name, value) for name, value in rollouts.columns().items()})

@@ -13,7 +13,6 @@ Legend: N rollouts of a phase, n rows of a rank, T response tokens, S optimiser 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -26,8 +25,6 @@ from lightning_minillm.distributed.placement import ModelPlacement, OneCopy
 from lightning_minillm.functional.returns import Whitening, whiten, whitening_sums
 from lightning_minillm.rollout.batching import concatenate_rollouts, select_rollouts
 from lightning_minillm.types import PolicyBatch, RolloutBatch, TokenBatch
-
-_OPTIONAL = {"teacher_logprobs": None, "reward_logprobs": None, "teacher_hidden": None}
 
 
 def lane_schedule(num_rollouts: int, batch_size: int, ppo_epochs: int, seed: int, phase: int) -> Tensor:
@@ -193,8 +190,7 @@ class RolloutBuffer:
         state: dict[str, Any] = {"position": self._position, "phase": self._phase, "accumulation": self.accumulation}
         if self._rollouts is None:
             return state
-        values = {field.name: getattr(self._rollouts, field.name) for field in fields(self._rollouts)}
-        local = {name: value.cpu() for name, value in values.items() if value is not None}
+        local = {name: value.cpu() for name, value in self._rollouts.columns().items()}
         local |= {"returns": self._returns.cpu(), "importance_weights": self._weights.cpu()}
         state["ranks"] = self.placement.gather_over_data(local)
         return state
@@ -226,14 +222,14 @@ class RolloutBuffer:
         if len(ranks) == self.world_size:
             columns = dict(ranks[self.rank])
             returns, weights = columns.pop("returns"), columns.pop("importance_weights")
-            return RolloutBatch(**{**_OPTIONAL, **columns}), returns, weights
+            return RolloutBatch.from_columns(columns), returns, weights
         width = max(columns["returns"].shape[1] for columns in ranks)
         joined = {
             name: torch.cat([pad(columns[name], (0, width - columns[name].shape[1])) for columns in ranks])
             for name in ("returns", "importance_weights")
         }
         rest = [{name: value for name, value in columns.items() if name not in joined} for columns in ranks]
-        rollouts = concatenate_rollouts([RolloutBatch(**{**_OPTIONAL, **columns}) for columns in rest], pad_token_id=0)
+        rollouts = concatenate_rollouts([RolloutBatch.from_columns(columns) for columns in rest], pad_token_id=0)
         numbers = torch.arange(self.num_rollouts)
         stored = torch.cat([numbers[numbers % self.batch_size % len(ranks) == rank] for rank in range(len(ranks))])
         mine = stored.argsort()[self.local_rows()]

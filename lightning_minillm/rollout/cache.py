@@ -1,6 +1,6 @@
-"""A key-value cache for sampling: written in place, filled in groups of prompts, and emptied of finished rows.
+"""A key-value cache for sampling: written in place, filled by groups of prompts, and freed of finished rows.
 
-Rows are aligned on the right: the last token of every prompt stands in slot P - 1, and all rows grow together.
+Rows are aligned on the right: the last token of every prompt is in slot P - 1, and all rows grow together.
 
 Legend: B rows, A rows still running, P prompt slots, S slots, D head size.
 """
@@ -34,8 +34,11 @@ class _Extent:
 class _InPlaceLayer(CacheLayerMixin):
     """Keys and values ``[B, heads, S, D]`` of one attention layer; the first A rows and ``length`` slots are in use."""
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, extent: _Extent, sliding_window: int | None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # transformers has no types here
         self._extent = extent
         self.sliding_window = sliding_window
         self.is_sliding = sliding_window is not None
@@ -43,7 +46,7 @@ class _InPlaceLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         shape = (self._extent.num_rows, key_states.shape[1], self._extent.capacity)
-        # zeros: what is masked still spreads where it is no number
+        # zeros, not empty: NaN in a masked slot would still propagate
         self.keys = key_states.new_zeros(*shape, key_states.shape[-1])
         self.values = value_states.new_zeros(*shape, value_states.shape[-1])
         self.is_initialized = True
@@ -117,27 +120,30 @@ class InPlaceCache(Cache):
         self._extent.prefill_rows = rows
 
     def finish_prefill(self) -> None:
-        """Go over from prompts to sampled tokens."""
+        """Switch from prompts to sampled tokens."""
         self._extent.prefill_rows = None
         self.rewind(self._extent.prompt_width)
 
     @property
     def length(self) -> int:
-        """Slots in use, the prompts' among them."""
-        return self._any_layer.length
+        """Slots in use, those of the prompts included."""
+        return self._own_layers[0].length
 
     @property
     def capacity(self) -> int:
-        """Slots there are, one more than :attr:`length` at least: more are made where they are full."""
-        for layer in self.layers:
+        """Number of slots, at least one more than :attr:`length`; more are allocated when they are full."""
+        for layer in self._own_layers:
             layer.reserve(self.length + 1)
-        return self._any_layer.keys.shape[-2]
+        return self._own_layers[0].keys.shape[-2]
 
     @property
-    def _any_layer(self) -> _InPlaceLayer:
-        layer = self.layers[0]
-        assert isinstance(layer, _InPlaceLayer)
-        return layer
+    def has_windows(self) -> bool:
+        """Whether any layer sees a window of the last tokens only."""
+        return any(layer.is_sliding for layer in self._own_layers)
+
+    @property
+    def _own_layers(self) -> list[_InPlaceLayer]:
+        return [layer for layer in self.layers if isinstance(layer, _InPlaceLayer)]
 
     @contextmanager
     def static(self, slot: Tensor) -> Iterator[None]:
@@ -154,19 +160,19 @@ class InPlaceCache(Cache):
 
     def rewind(self, length: int) -> None:
         """Set the number of slots in use."""
-        for layer in self.layers:
+        for layer in self._own_layers:
             layer.length = length
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only the rows ``indices`` ``[A]``; see :func:`rows_to_keep` for an order that moves few."""
         self._extent.num_rows = len(indices)
         targets = (indices != torch.arange(len(indices), device=indices.device)).nonzero().squeeze(-1)
-        for layer in self.layers:
+        for layer in self._own_layers:
             layer.move(targets, indices[targets])
 
 
 def make_cache(config: Any, num_rows: int, prompt_width: int, new_tokens: int) -> Cache:
-    """Return an :class:`InPlaceCache`, or transformers' own where a model has layers of another kind."""
+    """Return an :class:`InPlaceCache`, or transformers' own cache if a model has other kinds of layers."""
     plain = DynamicCache(config=config)
     kinds = {type(layer) for layer in plain.layers}
     if not kinds or not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
@@ -176,7 +182,7 @@ def make_cache(config: Any, num_rows: int, prompt_width: int, new_tokens: int) -
 
 
 def rows_to_keep(running: Tensor) -> Tensor:
-    """Return the rows that are still running ``[A]``, ordered so that few change their place.
+    """Return the rows that are still running ``[A]``, ordered so that few rows change their place.
 
     Example:
         >>> rows_to_keep(torch.tensor([True, False, True, False, True])).tolist()

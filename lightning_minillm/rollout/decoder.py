@@ -1,4 +1,4 @@
-"""One model's part in sampling: it reads the prompts, then one token a row at a time.
+"""One model while sampling: it reads the prompts, then one token per row and step.
 
 Legend: B rows, A rows still running, P prompt tokens, H hidden size.
 """
@@ -27,7 +27,7 @@ class Decoder:
         prompts: left-padded, the longest first, without a column that is padding in all rows.
         lengths: tokens of each prompt.
         max_new_tokens: most tokens that will follow.
-        static: take steps of fixed shapes where the model can, see :class:`StaticStep`; ``None``: on a GPU.
+        static: take steps of fixed shapes if the model can, which a GPU replays as graphs; ``None``: on a GPU.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Decoder:
             self.state = hidden[:, -1]
         wanted = mask.is_cuda if static is None else static
         self.is_static = wanted and isinstance(self._cache, InPlaceCache) and has_static_step(model, self._cache)
-        """Whether steps have fixed shapes; another number of rows then costs a new capture."""
+        """Whether steps have fixed shapes; a different number of rows then costs a new capture."""
         self._step: StaticStep | None = None
         if self.is_static:
             self._mask = mask
@@ -87,7 +87,7 @@ class Decoder:
         return hidden[:, -1]
 
     def _static_step(self, token_ids: Tensor) -> Tensor:
-        """Take a step of fixed shapes; go over to plain ones where the model turns out not to have it."""
+        """Take a step of fixed shapes; switch to plain steps if the model turns out not to support it."""
         assert isinstance(self._cache, InPlaceCache)
         assert self._mask is not None
         length, first = self._cache.length, self._step is None
@@ -95,7 +95,7 @@ class Decoder:
             if self._step is None or not self._step.fits(self._cache, len(token_ids)):
                 self._step = StaticStep(self._model, self._cache, self._mask[:, :-1])
             state = self._step(token_ids, self._positions)
-            if first:  # a model that reads the mask in its own way is found out before anything comes of it
+            if first:  # a model that reads the mask differently is detected before its output is used
                 self._cache.rewind(length)
                 check_agreement(state, self._plain_step(token_ids))
         except StaticStepError as error:

@@ -1,4 +1,4 @@
-"""DistiLLM's adaptive off-policy text: a buffer of the student's responses that is read again and again.
+"""DistiLLM's adaptive off-policy text: a buffer of the student's responses that are replayed.
 
 Legend: B rows of a rank, N rows of a phase over all ranks, C rows of the buffer.
 """
@@ -6,7 +6,7 @@ Legend: B rows of a rank, N rows of a phase over all ranks, C rows of the buffer
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -20,19 +20,20 @@ FreshShare = Literal["decreasing", "constant", "increasing"]
 
 
 class AdaptiveReplay(TextSource):
-    """References at first; student text, more and more of it replayed, as validation worsens (arXiv 2402.03898).
+    """References at first; as validation worsens, more student text, more of it replayed (arXiv 2402.03898).
 
-    A phase is on student text with ``probability``. That is freshly sampled while the buffer has room, and later in a
-    share of the cases; otherwise it comes from the buffer, with the prompts that it was written for. The defaults are
-    the official code's (distillm, finetune.py and its scripts).
+    With ``probability``, a phase consists of student text. That text is sampled while the buffer has room, and later in
+    a share of the cases; otherwise it comes from the buffer, with the prompts it was written for. The defaults are the
+    official code's (distillm, finetune.py and its scripts).
 
     Args:
         probability: of student text at the start, in [0, 1].
-        step: by how much a worse validation raises it, in (0, 1].
-        tolerance: how much worse in nats a token counts, at least 0; compared with the loss at the last rise.
+        step: by how much a worse validation raises the probability, in (0, 1].
+        tolerance: how much worse the validation loss must be, in nats per token, at least 0; compared with the loss at
+            the last rise.
         capacity: C, rows that the buffer holds, at least N; the oldest leave first. It is the same on every rank, so
             that what is replayed does not depend on their number.
-        fresh: share of student text that is sampled anew once the buffer is full: 1 minus the training's progress,
+        fresh: share of student text that is sampled again once the buffer is full: 1 minus the training's progress,
             one half, or the progress.
 
     Raises:
@@ -49,7 +50,7 @@ class AdaptiveReplay(TextSource):
     ) -> None:
         if not 0 <= probability <= 1 or not 0 < step <= 1 or tolerance < 0 or capacity < 1:
             raise ValueError(
-                "probability must lie in [0, 1], step in (0, 1], tolerance be at least 0 and capacity at least 1; got"
+                "probability must be in [0, 1], step in (0, 1], tolerance at least 0 and capacity at least 1; got"
                 f" {probability}, {step}, {tolerance} and {capacity}"
             )
         if fresh not in get_args(FreshShare):
@@ -69,11 +70,11 @@ class AdaptiveReplay(TextSource):
         """Return references, fresh student text, or replayed student text.
 
         Raises:
-            ValueError: the buffer holds less than a phase.
+            ValueError: the buffer is smaller than a phase.
         """
         count = request.total
         if count > self.capacity:
-            raise ValueError(f"capacity={self.capacity} rows hold no phase of {count}: give at least {count}")
+            raise ValueError(f"capacity={self.capacity} rows cannot hold a phase of {count}: set at least {count}")
         draw = request.draw()
         if draw >= self.probability:
             return request.reference(request.prompts)
@@ -104,19 +105,15 @@ class AdaptiveReplay(TextSource):
             self._compared_loss = loss
 
     def metrics(self) -> dict[str, float]:
-        """Return the probability of student text, and how many rows can be replayed."""
+        """Return the probability of student text and the number of rows to replay from."""
         return {"student_probability": self.probability, "replay_rows": float(len(self))}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return probability, the loss to compare with, and the buffer."""
-        buffer = None
-        if self._buffer is not None:
-            values = {field.name: getattr(self._buffer, field.name) for field in fields(self._buffer)}
-            buffer = {name: value for name, value in values.items() if value is not None}
+        """Return the probability, the loss to compare with, and the buffer."""
+        buffer = None if self._buffer is None else self._buffer.columns()
         return {"probability": self.probability, "compared_loss": self._compared_loss, "buffer": buffer}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
         self.probability, self._compared_loss = state["probability"], state["compared_loss"]
-        missing: dict[str, Any] = {"teacher_logprobs": None, "reward_logprobs": None}
-        self._buffer = None if state["buffer"] is None else RolloutBatch(**{**missing, **state["buffer"]})
+        self._buffer = None if state["buffer"] is None else RolloutBatch.from_columns(state["buffer"])

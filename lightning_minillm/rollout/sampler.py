@@ -31,11 +31,11 @@ from lightning_minillm.rollout.sampling import SamplingConfig
 from lightning_minillm.types import PromptBatch, RolloutBatch
 
 _COMPACT_BELOW = 0.95
-_COMPACT_STATIC_BELOW = 0.5  # where another number of rows costs a capture
+_COMPACT_STATIC_BELOW = 0.5  # where a different number of rows costs a capture
 
 
 def token_noise(seed: int, phase: int, indices: Tensor, width: int) -> Tensor:
-    """Draw the uniform numbers that sampling will use, one a token, ahead of time.
+    """Draw the uniform numbers that sampling will use, one per token, ahead of time.
 
     Args:
         seed: of the run.
@@ -78,9 +78,9 @@ class MixtureSampler:
         keep_teacher_hidden: also return the teacher's last hidden states on the response tokens.
         vocabulary: leading ids to sample from; the smaller of the two models' vocabularies when ``None``.
         finish_together: called after every token with whether all rows here are finished; returns whether to stop.
-            For ranks that need each other in every pass; ``None`` to stop alone.
-        static_steps: decode in steps of fixed shapes, which a GPU replays as CUDA graphs; ``None``: on a GPU. A model
-            that cannot is sampled from plainly, with one warning.
+            For ranks that need each other in every pass; ``None``: a rank stops by itself.
+        static_steps: decode in steps of fixed shapes, which a GPU replays as CUDA graphs; ``None``: on a GPU. For a
+            model that cannot, sampling uses plain steps, with one warning.
 
     Raises:
         ValueError: a mixture without a teacher.
@@ -119,7 +119,7 @@ class MixtureSampler:
 
     @torch.no_grad()
     def sample(self, prompts: PromptBatch, *, seed: int, phase: int = 0) -> RolloutBatch:
-        """Sample one response a prompt.
+        """Sample one response per prompt.
 
         Args:
             prompts: left-padded; every row has at least one token.
@@ -156,7 +156,7 @@ class MixtureSampler:
         )
 
     def _check_positions(self, prompt_length: int) -> None:
-        """Past a model's last position there is an index error at best."""
+        """Check that prompts and responses fit into the models' positions, past which there is an index error."""
         needed = prompt_length + self.config.max_new_tokens - 1  # the last token is not fed
         for name, split in (("student", self.student), ("teacher", self.teacher)):
             if split is None:
@@ -214,7 +214,7 @@ class MixtureSampler:
         running: Tensor,
         banned: Tensor | None,
     ) -> Tensor:
-        """Draw token t of every row and write what belongs to it; finished rows write nothing."""
+        """Draw token t of every row and record it; finished rows record nothing."""
         config = self.config
         temperature = config.temperature or 1.0
         student_logits = student.logits(self.vocabulary)
@@ -248,7 +248,7 @@ class MixtureSampler:
         return tokens
 
     def _banned(self, prompts: PromptBatch, record: _Record, rows: Tensor, t: int) -> Tensor | None:
-        """Return which tokens must not be drawn at place t: ``[A, V]`` bool, ``None`` where all may be."""
+        """Return which tokens must not be drawn at place t: ``[A, V]`` bool; ``None`` if all may be."""
         config, banned = self.config, None
         if config.no_repeat_ngram_size > 0:
             prompt_mask = prompts.attention_mask[rows].bool()
@@ -259,7 +259,7 @@ class MixtureSampler:
             no_end = torch.zeros(len(rows), self.vocabulary, dtype=torch.bool, device=rows.device)
             no_end[:, self.eos_token_ids] = True
             both = no_end if banned is None else banned | no_end
-            banned = torch.where(both.all(-1, keepdim=True), no_end, both)  # something must be left
+            banned = torch.where(both.all(-1, keepdim=True), no_end, both)  # at least one token must remain
         return banned
 
     def _mixture(self, log_q: Tensor, log_p: Tensor | None, banned: Tensor | None) -> Tensor:
@@ -294,7 +294,7 @@ class MixtureSampler:
 
 
 def _check_numbers(record: _Record, indices: Tensor) -> None:
-    """Stop where a model's log-probabilities are no numbers: what was drawn from them means nothing."""
+    """Stop if a model's log-probabilities are NaN: tokens drawn from them mean nothing."""
     for name, logprobs in (("student", record.student), ("teacher", record.teacher)):
         if logprobs is not None and bool(logprobs.isnan().any()):
             rows = indices[logprobs.isnan().any(-1)].tolist()
@@ -306,7 +306,7 @@ def _check_numbers(record: _Record, indices: Tensor) -> None:
 
 @contextmanager
 def _eval_mode(*models: SplitCausalLM | None) -> Iterator[None]:
-    """Sample without dropout, and put the models back as they were."""
+    """Sample without dropout, and restore the modes of the models."""
     modes = [(m.model, m.model.training) for m in models if m is not None]
     for model, _ in modes:
         model.eval()

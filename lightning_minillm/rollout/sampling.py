@@ -11,13 +11,13 @@ class SamplingConfig:
 
     Attributes:
         max_new_tokens: most tokens of a response, at least 1.
-        min_new_tokens: eos cannot be sampled before that many tokens; in [0, max_new_tokens].
+        min_new_tokens: eos cannot be sampled before this number of tokens; in [0, max_new_tokens].
         temperature: divides the logits of student and teacher; positive. 0 means greedy decoding of the student, for
             evaluation only.
         top_k: each model samples from its k most probable tokens; 0 for all.
         top_p: each model samples from its smallest set of tokens with at least this mass; in (0, 1].
-        no_repeat_ngram_size: tokens that would complete an n-gram which prompt and response already hold are not
-            sampled, n being this size; 0 to allow them. The paper's test-time generation has 6.
+        no_repeat_ngram_size: size of the n-grams that must not repeat: a token that would complete one which prompt or
+            response already contain is not sampled; 0 allows repetition. The paper's test-time generation has 6.
         teacher_mix_alpha: alpha in [0, 1]; tokens come from (1 - alpha) student + alpha teacher (paper, eq. 3).
         teacher_reward_temperature: temperature of the teacher in the reward. The official code uses 1 whatever the
             sampling temperature; ``None`` means the sampling temperature.
@@ -39,7 +39,7 @@ class SamplingConfig:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:
-            raise ValueError(f"min_new_tokens must lie in [0, {self.max_new_tokens}], got {self.min_new_tokens}")
+            raise ValueError(f"min_new_tokens must be in [0, {self.max_new_tokens}], got {self.min_new_tokens}")
         if self.temperature < 0 or (self.temperature == 0 and self.teacher_mix_alpha > 0):
             raise ValueError(
                 f"temperature must be positive (0, greedy, only with teacher_mix_alpha=0), got {self.temperature}"
@@ -47,13 +47,13 @@ class SamplingConfig:
         if self.top_k < 0:
             raise ValueError(f"top_k must be at least 1, or 0 for all tokens; got {self.top_k}")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
         if self.no_repeat_ngram_size < 0:
             raise ValueError(
                 f"no_repeat_ngram_size must be at least 1, or 0 to allow repetition; got {self.no_repeat_ngram_size}"
             )
         if not 0 <= self.teacher_mix_alpha <= 1:
-            raise ValueError(f"teacher_mix_alpha must lie in [0, 1], got {self.teacher_mix_alpha}")
+            raise ValueError(f"teacher_mix_alpha must be in [0, 1], got {self.teacher_mix_alpha}")
         if self.teacher_reward_temperature is not None and self.teacher_reward_temperature <= 0:
             raise ValueError(
                 f"teacher_reward_temperature must be positive or null, got {self.teacher_reward_temperature}"

@@ -1,4 +1,4 @@
-"""Log-probabilities of given responses, by one full pass: what the sampler would have recorded for them.
+"""Log-probabilities of given responses by one full pass, as the sampler would have recorded them.
 
 Legend: B rows, P prompt tokens, T response tokens, N valid response tokens.
 """
@@ -23,7 +23,7 @@ POLICY_INPUTS = ("old_logprobs", "advantages", "importance_weights")
 
 
 def rollout_sequences(rollouts: RolloutBatch, normalizer: float = 1.0) -> TokenBatch:
-    """Return prompt + response as one sequence a row, with the response tokens as targets."""
+    """Return prompt + response as one sequence per row, with the response tokens as targets."""
     no_targets = torch.zeros_like(rollouts.prompt_mask)
     return TokenBatch(
         input_ids=torch.cat([rollouts.prompt_ids, rollouts.response_ids], dim=1),
@@ -35,7 +35,7 @@ def rollout_sequences(rollouts: RolloutBatch, normalizer: float = 1.0) -> TokenB
 
 
 def given_responses(prompts: PromptBatch, tokens: TokenBatch) -> RolloutBatch:
-    """Make a batch of rollouts of given text, which nobody has sampled: its log-probabilities are 0, and mean nothing.
+    """Return given text as rollouts; since it was not sampled, its log-probabilities are 0 and mean nothing.
 
     The inverse of :func:`rollout_sequences`.
 
@@ -53,18 +53,7 @@ def given_responses(prompts: PromptBatch, tokens: TokenBatch) -> RolloutBatch:
     starts = tokens.attention_mask.sum(-1) - lengths
     columns = (starts[:, None] + places).clamp(max=tokens.input_ids.shape[1] - 1)
     ids = tokens.input_ids.gather(1, columns).masked_fill(~mask, 0)
-    zeros = torch.zeros(mask.shape, device=mask.device)
-    return RolloutBatch(
-        prompt_ids=prompts.input_ids,
-        prompt_mask=prompts.attention_mask.bool(),
-        response_ids=ids,
-        response_mask=mask,
-        indices=prompts.indices,
-        student_logprobs=zeros,
-        teacher_logprobs=None,
-        mixture_logprobs=zeros,
-        reward_logprobs=None,
-    )
+    return _unscored(prompts, ids, mask)
 
 
 @torch.no_grad()
@@ -140,7 +129,7 @@ def add_teacher(
 ) -> RolloutBatch:
     """Add the teacher's part to rollouts that were sampled from the student alone.
 
-    Only one model needs its cache then, and the teacher none: what sampling both in lockstep gives, for less memory.
+    The result is that of sampling both in lockstep, for less memory: only the student needs a key-value cache.
 
     Args:
         rollouts: B rows; none of the teacher's fields is set.
@@ -182,8 +171,8 @@ def score_responses(
     """Make rollouts out of given responses.
 
     Args:
-        student: as in :class:`~lightning_minillm.rollout.MixtureSampler`.
-        teacher: likewise.
+        student: the student, split.
+        teacher: the teacher, split, or ``None``.
         prompts: B left-padded prompts.
         response_ids: ``[B, T]`` int64, right-padded.
         response_mask: ``[B, T]`` bool, a run of ``True`` from the left.
@@ -192,8 +181,19 @@ def score_responses(
     Returns:
         The rollouts that the sampler would have returned for this text, without cached teacher states.
     """
+    rollouts = recompute_student(_unscored(prompts, response_ids, response_mask), student, config, len(response_ids))
+    if teacher is None:
+        return replace(rollouts, mixture_logprobs=rollouts.student_logprobs)
+    rollouts = add_teacher(rollouts, teacher, config, len(response_ids), keep_hidden=False)
+    assert rollouts.teacher_logprobs is not None
+    log_mu = mixture_logprobs(rollouts.student_logprobs, rollouts.teacher_logprobs, config.teacher_mix_alpha)
+    return replace(rollouts, mixture_logprobs=log_mu.masked_fill(~response_mask, 0))
+
+
+def _unscored(prompts: PromptBatch, response_ids: Tensor, response_mask: Tensor) -> RolloutBatch:
+    """Return given text as rollouts whose log-probabilities are all 0."""
     zeros = torch.zeros(response_mask.shape, device=response_mask.device)
-    blank = RolloutBatch(
+    return RolloutBatch(
         prompt_ids=prompts.input_ids,
         prompt_mask=prompts.attention_mask.bool(),
         response_ids=response_ids,
@@ -203,17 +203,4 @@ def score_responses(
         teacher_logprobs=None,
         mixture_logprobs=zeros,
         reward_logprobs=None,
-    )
-    log_q = response_logprobs(student, blank, config.temperature)
-    log_p = reward = None
-    log_mu = log_q
-    if teacher is not None:
-        log_p = response_logprobs(teacher, blank, config.temperature)
-        reward_temperature = config.teacher_reward_temperature or config.temperature
-        reward = log_p
-        if reward_temperature != config.temperature:
-            reward = response_logprobs(teacher, blank, reward_temperature)
-        log_mu = mixture_logprobs(log_q, log_p, config.teacher_mix_alpha).masked_fill(~response_mask, 0)
-    return replace(
-        blank, student_logprobs=log_q, teacher_logprobs=log_p, mixture_logprobs=log_mu, reward_logprobs=reward
     )

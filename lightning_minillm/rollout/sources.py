@@ -1,7 +1,7 @@
-"""Whose text a batch of distillation is on: references, the teacher's, the student's, or several in turn.
+"""Text sources: a phase of distillation uses references, the teacher's text, the student's, or several in turn.
 
-A source is asked for the text of one phase and gets the means to write it; it never sees a model. What it draws at
-random comes from (seed, phase) alone, so that all ranks take the same turn and a resumed run goes on as it would have.
+A source is asked for the text of one phase and is given functions that write it; it never sees a model. Its random
+draws come from (seed, phase) alone, so that all ranks make the same choice and a resumed run repeats it.
 
 Legend: B rows of a rank, N rows of a phase over all ranks.
 """
@@ -23,7 +23,7 @@ Writer = Callable[[PromptBatch], RolloutBatch]
 
 @dataclass(frozen=True)
 class TextRequest:
-    """What a source is asked, and with what it may answer.
+    """What a source is asked for, and the functions it may use.
 
     Attributes:
         prompts: B prompts of this rank.
@@ -31,11 +31,11 @@ class TextRequest:
         progress: share of the training that is done, in [0, 1].
         seed: of the run.
         reference: returns the data set's responses to prompts.
-        student: samples the student's, with its weights of now.
+        student: samples the student's, with its current weights.
         teacher: samples the teacher's.
-        rows: ``[B]`` int64, the place of each prompt among the N of the phase; ``None`` where there is one rank.
+        rows: ``[B]`` int64, the place of each prompt among the N of the phase; ``None`` for one rank.
         num_rows: N; ``None`` for B.
-        gather: returns all N rows of B rows a rank, in their places; every rank has to call it.
+        gather: returns the N rows of all ranks, of which each gives its B, in their places; every rank has to call it.
     """
 
     prompts: PromptBatch
@@ -64,10 +64,10 @@ class TextRequest:
 
 
 class TextSource(ABC):
-    """Decides whose text a phase is on.
+    """Decides whose text a phase consists of.
 
-    Subclasses implement :meth:`text`; those that remember something also :meth:`state_dict` and
-    :meth:`load_state_dict`, which travel in checkpoints.
+    Subclasses implement :meth:`text`; those with a state also :meth:`state_dict` and :meth:`load_state_dict`, which
+    checkpoints hold.
     """
 
     @property
@@ -79,18 +79,18 @@ class TextSource(ABC):
     def text(self, request: TextRequest) -> RolloutBatch:
         """Return B rows of prompts with responses."""
 
-    def on_validation(self, loss: float) -> None:  # noqa: B027 - most sources do not listen
-        """Hear of a validation loss; the same value on all ranks."""
+    def on_validation(self, loss: float) -> None:  # noqa: B027 - most sources ignore it
+        """Receive a validation loss; the same value on all ranks."""
 
     def metrics(self) -> dict[str, float]:
-        """Return what to log as ``rollout/...`` at every phase; the same names in all phases."""
+        """Return values to log as ``rollout/...`` in every phase; the names are the same in all phases."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what has to survive a restart; the same on all ranks."""
+        """Return the state to keep in a checkpoint; the same on all ranks."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most sources remember nothing
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most sources have no state
         """Restore what :meth:`state_dict` gave."""
 
 
@@ -103,7 +103,7 @@ class ReferenceText(TextSource):
 
 
 class TeacherText(TextSource):
-    """The teacher's responses, sampled anew in every phase (SeqKD, arXiv 1606.07947, has one response a prompt)."""
+    """The teacher's responses, sampled again in every phase (SeqKD, arXiv 1606.07947, has one response per prompt)."""
 
     def text(self, request: TextRequest) -> RolloutBatch:
         """Return the teacher's responses."""
@@ -111,7 +111,7 @@ class TeacherText(TextSource):
 
 
 class StudentText(TextSource):
-    """The student's responses in a share of the phases, the references in the others (GKD, arXiv 2306.13649, Alg. 1).
+    """The student's responses in a share of the phases, references in the others (GKD, arXiv 2306.13649, Alg. 1).
 
     Args:
         student_fraction: lambda in [0, 1]; 1 is purely on-policy, 0 off-policy.
@@ -122,7 +122,7 @@ class StudentText(TextSource):
 
     def __init__(self, student_fraction: float = 1.0) -> None:
         if not 0 <= student_fraction <= 1:
-            raise ValueError(f"student_fraction must lie in [0, 1], got {student_fraction}")
+            raise ValueError(f"student_fraction must be in [0, 1], got {student_fraction}")
         self.student_fraction = student_fraction
 
     @property
@@ -141,7 +141,7 @@ class MixedText(TextSource):
 
     Args:
         sources: at least one by name.
-        weights: of each name; not negative, and not all 0. They need not sum to 1.
+        weights: one per name; not negative, and not all 0. They need not sum to 1.
 
     Raises:
         ValueError: names differ, or weights out of range.
@@ -157,22 +157,22 @@ class MixedText(TextSource):
         self._bounds = np.cumsum([weights[name] / total for name in self.sources])
 
     def text(self, request: TextRequest) -> RolloutBatch:
-        """Return the text of the source whose turn it is."""
+        """Return the text of the source that is drawn."""
         generator = np.random.default_rng((request.seed, request.phase, 1))  # not the number that a source draws
         place = min(int(np.searchsorted(self._bounds, generator.random(), side="right")), len(self.sources) - 1)
         return list(self.sources.values())[place].text(request)
 
     def on_validation(self, loss: float) -> None:
-        """Tell every source."""
+        """Pass it on to every source."""
         for source in self.sources.values():
             source.on_validation(loss)
 
     def metrics(self) -> dict[str, float]:
-        """Return every source's, under its name."""
+        """Return the values of every source, with its name in front."""
         return {f"{n}_{key}": value for n, source in self.sources.items() for key, value in source.metrics().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return every source's."""
+        """Return the state of every source."""
         return {name: source.state_dict() for name, source in self.sources.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

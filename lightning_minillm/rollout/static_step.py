@@ -26,7 +26,7 @@ class StaticStepError(RuntimeError):
 
 
 def has_static_step(model: SplitCausalLM, cache: InPlaceCache) -> bool:
-    """Tell whether a model's step can have fixed shapes: full attention by torch's own kernel, positions as input."""
+    """Whether a model's step can have fixed shapes: full attention by torch's own kernel, positions as input."""
     config = model.model.config.get_text_config()
     return (
         model.may_be_static
@@ -34,12 +34,12 @@ def has_static_step(model: SplitCausalLM, cache: InPlaceCache) -> bool:
         and not is_sharded(model.model)
         and not getattr(config, "alibi", False)
         and attention_implementation(config) == "sdpa"
-        and all(not layer.is_sliding for layer in cache.layers)
+        and not cache.has_windows
     )
 
 
 class StaticStep:
-    """Feeds one token a row, for A rows and S slots; on a GPU by replaying a graph.
+    """Feeds one token per row, for A rows and S slots; on a GPU by replaying a graph.
 
     Args:
         model: the model, split.

@@ -25,7 +25,7 @@ def test_bins_give_torchmetrics_calibration_error():
     assert ours > 0.05
 
 
-@pytest.mark.parametrize(("count", "num_bins", "message"), [(2, 0, "at least 1"), (3, 2, "the same length, got 3 and 2")])
+@pytest.mark.parametrize(("count", "num_bins", "message"), [(2, 0, "at least 1"), (3, 2, "3 confidences and 2")])
 def test_mistakes_are_named(count, num_bins, message):
     with pytest.raises(ValueError, match=message):
         reliability_bins(torch.ones(count), torch.ones(2, dtype=torch.bool), num_bins)

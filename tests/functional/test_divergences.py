@@ -148,7 +148,7 @@ def test_generalized_jsd_is_symmetric_under_exchange():
 
 @pytest.mark.parametrize("beta", [0.0, 1.0, -0.1, 1.5])
 def test_generalized_jsd_names_the_ends(beta):
-    with pytest.raises(ValueError, match="use reverse_kl or forward_kl"):
+    with pytest.raises(ValueError, match="use forward_kl or reverse_kl"):
         generalized_jsd(torch.zeros(1, 2), torch.zeros(1, 2), beta)
 
 

@@ -13,7 +13,7 @@ def test_sums_stop_where_responses_end():
 
 
 def test_responses_that_are_too_long_are_an_error():
-    with pytest.raises(ValueError, match="num_lengths must be at least the 3 tokens of the responses, got 2"):
+    with pytest.raises(ValueError, match="responses of 3 tokens do not fit into num_lengths=2"):
         accumulated_error(torch.zeros(1, 3), torch.ones(1, 3, dtype=torch.bool), 2)
 
 

@@ -80,7 +80,7 @@ def test_chunk_bounds(tokens, size, bounds):
 
 
 def test_chunk_size_must_be_positive():
-    with pytest.raises(ValueError, match="at least 1, or null"):
+    with pytest.raises(ValueError, match="at least 1 or null"):
         list(chunk_bounds(4, 0))
 
 

@@ -143,7 +143,7 @@ def test_a_loss_of_the_users_own_is_chunked_and_reduced(make_tokens):
 
 def test_a_missing_input_names_what_there_is(make_tokens):
     tokens = make_tokens()
-    with pytest.raises(ValueError, match=r"reads the per-token inputs \['weights'\], but got only \['advantages'"):
+    with pytest.raises(ValueError, match=r"needs the per-token inputs \['weights'\]; got \['advantages'"):
         WeightedNLL()(tokens.student, tokens.target_ids, inputs=tokens.inputs)
 
 

@@ -157,7 +157,7 @@ def test_a_tokenizer_without_eos_is_an_error(tmp_path, make_tokenizer):
 
 
 def test_a_tokenizer_folder_that_does_not_exist(tmp_path):
-    with pytest.raises(ValueError, match="there is no folder .* to load a tokenizer from"):
+    with pytest.raises(ValueError, match=r"there is no folder .* to load a tokenizer from"):
         load_tokenizer(tmp_path / "missing")
 
 

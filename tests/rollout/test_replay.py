@@ -118,7 +118,7 @@ def test_options_out_of_range(ask):
     for options in ({"probability": 2.0}, {"step": 0.0}, {"tolerance": -1.0}, {"capacity": 0}, {"fresh": "never"}):
         with pytest.raises(ValueError, match="must"):
             AdaptiveReplay(**options)
-    with pytest.raises(ValueError, match="capacity=1 rows hold no phase of 2"):
+    with pytest.raises(ValueError, match="capacity=1 rows cannot hold a phase of 2"):
         ask(AdaptiveReplay(capacity=1))
 
 

@@ -65,7 +65,7 @@ def test_draws_of_a_mixture_and_of_its_sources_are_independent(ask):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: StudentText(1.5), "student_fraction must lie in"),
+        (lambda: StudentText(1.5), "student_fraction must be in"),
         (lambda: MixedText({"a": TeacherText()}, {"b": 1.0}), "must have the same names"),
         (lambda: MixedText({"a": TeacherText()}, {"a": -1.0}), "weights must be at least 0"),
         (lambda: MixedText({}, {}), "not all 0"),
