@@ -86,26 +86,31 @@ def build_models(student: Mapping[str, Any], teacher: Mapping[str, Any] | None) 
 
 
 def build_datamodule(data: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> LightningDataModule:
-    """Make the data module; what it reads is checked when it is set up."""
-    make = build(data["datamodule"])
-    return make(tokenizer=tokenizer)  # type: ignore[no-any-return]
+    """Make the data module; its data are read and checked when it is set up."""
+    datamodule: LightningDataModule = build(data["datamodule"])(tokenizer=tokenizer)
+    return datamodule
 
 
 def prepare_data(data: Mapping[str, Any]) -> None:
-    """Write the data set, where the configuration says how; what is already written stays."""
+    """Write the data set if the configuration has a ``prepare`` node; a data set that exists is kept."""
     if data.get("prepare"):
         build(data["prepare"])
 
 
 def build_module(config: Config, models: Models) -> CausalLMModule:
-    """Make the module of a training run; the models themselves are made when the trainer asks for them."""
+    """Make the module of a training run, which loads its models when the trainer asks for them.
+
+    Raises:
+        ValueError: the module needs a teacher and the configuration has none.
+    """
     make = build(config["module"])
     teacher = {"teacher": models.teacher} if models.teacher is not None else {}
     if not teacher and _requires(make, "teacher"):
         raise ValueError(
             f"{config['module']['_target_']} needs a teacher: teacher=pretrained teacher.path=FOLDER_OR_HUB_NAME"
         )
-    return make(student=models.student, tokenizer=models.tokenizer, **teacher)  # type: ignore[no-any-return]
+    module: CausalLMModule = make(student=models.student, tokenizer=models.tokenizer, **teacher)
+    return module
 
 
 def _requires(make: Callable[..., Any], name: str) -> bool:

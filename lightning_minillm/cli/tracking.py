@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
@@ -51,7 +52,7 @@ def run_id(folder: str, resume: str) -> str | None:
 
 @contextmanager
 def tracked(loggers: Sequence[Logger], folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
-    """Give every logger the resolved configuration, the state of the code and the versions; finish its run at the end.
+    """Log the configuration, the state of the code and the versions to every logger, and finish W&B runs at the end.
 
     A logger run that is not finished would continue in the next run of the process, such as the next job of a sweep.
 
@@ -67,9 +68,8 @@ def tracked(loggers: Sequence[Logger], folder: Path, config: Mapping[str, Any]) 
         exit_code = 0
     finally:
         for logger in loggers:
-            finish = getattr(logger.experiment, "finish", None)  # type: ignore[attr-defined]
-            if finish is not None:
-                finish(exit_code)
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish(exit_code)
 
 
 @rank_zero_only
