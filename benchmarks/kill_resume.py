@@ -1,9 +1,9 @@
-"""Kill a training run again and again, let it go on, and compare it with one that was left alone.
+"""Kill and resume a training run several times, and compare it with a run that was not interrupted.
 
     python benchmarks/kill_resume.py --kills 10
 
-Each kill is a SIGKILL at a random moment, while a checkpoint is written after every step. Prints the
-largest difference of final weights and of all logged values but times; exits with 1 if one is not 0.
+Each kill is a SIGKILL at a random moment, while a checkpoint is written after every step. The script prints the largest
+difference of the final weights and of all logged values except times, and exits with 1 if a difference is not 0.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ def run_and_kill(arguments: list[str], checkpoint: Path, seconds: float) -> None
     try:
         while not (checkpoint.exists() and checkpoint.stat().st_mtime_ns > before):
             if process.poll() is not None:
-                raise RuntimeError("the run ended before it could be killed: give it more --steps")
+                raise RuntimeError("the run ended before it could be killed: increase --steps")
             time.sleep(0.005)
         time.sleep(seconds)
         if process.poll() is not None:
-            raise RuntimeError("the run was over before it could be killed: give it more --steps")
+            raise RuntimeError("the run ended before it could be killed: increase --steps")
     finally:
         process.kill()
         process.wait()
 
 
 def logged(folder: Path) -> dict[tuple[str, int], float]:
-    """Return every logged value by its name and step; the last one written counts."""
+    """Return all logged values by name and step; the last value written for a step counts."""
     values = {}
     files = sorted(folder.rglob("metrics.csv"), key=lambda file: file.stat().st_mtime)
     for file in files:
@@ -73,16 +73,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--steps", type=int, default=200, help="optimiser steps of the run")
-    parser.add_argument("--within", type=float, default=0.5, help="seconds after a run's first checkpoint, at most")
+    parser.add_argument(
+        "--within", type=float, default=0.5, help="largest number of seconds after a run's first checkpoint"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("overrides", nargs="*", help="more of minillm-train's, e.g. optimizer.lr=1e-4")
+    parser.add_argument("overrides", nargs="*", help="further overrides of minillm-train, such as optimizer.lr=1e-4")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         alone, killed = root / "alone", root / "killed"
         run([*command(root / "warm", root / "cache", arguments), "max_steps=2", "eval_every=2"])
         run(command(alone, root / "cache", arguments))
-        print(f"left alone: {arguments.steps} steps", flush=True)
+        print(f"not interrupted: {arguments.steps} steps", flush=True)
         generator, checkpoint = random.Random(arguments.seed), killed / "checkpoints" / "last.ckpt"
         for number in range(arguments.kills):
             moment = generator.uniform(0, arguments.within)

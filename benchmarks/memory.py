@@ -1,20 +1,20 @@
-"""Measure the peak memory of MiniLLM's loss and its gradient, as vocabulary and tokens grow. One JSON line a case.
+"""Measure the peak memory of MiniLLM's loss and its gradient, as vocabulary and tokens grow. One JSON line per case.
 
     python benchmarks/memory.py --threads 2
     python benchmarks/memory.py --vocabularies 131072 --tokens 1024 8192 --chunks auto
 
-A case is ``MiniLLMLoss`` with its backward pass on N response tokens: last hidden states of student and teacher
-(``--hidden 128 512``), each with a linear head, as the update has them. ``chunk_size`` is ``"auto"``, the default, or
-``None``: all logits at once, as a plain implementation has them. Every case runs in a process of its own, and
+A case is ``MiniLLMLoss`` with its backward pass on N response tokens. Its inputs are the last hidden states of student
+and teacher (``--hidden 128 512``), each with a linear head, as in an update. ``chunk_size`` is ``"auto"``, the default,
+or ``None`` for all logits at once, as in a plain implementation. Every case runs in its own process.
 
-- ``peak_mb`` is the most memory beyond that before the loss, at which states and heads were there already (on the CPU
-  resident memory of the process, on a GPU what tensors take);
-- ``gradient_mb`` is the part of it that no chunking can spare: the gradients of the states and of the student's head;
+- ``peak_mb`` is the peak memory minus the memory before the loss, when states and heads already exist (on a CPU the
+  resident memory of the process, on a GPU the memory of tensors);
+- ``gradient_mb`` is the part that chunks cannot avoid: the gradients of the states and of the student's head;
 - ``logits_mb`` is the size of one float32 tensor of all logits ``[N, V]``, for comparison;
 - ``seconds`` is the time of loss and gradient.
 
-A case that would need more than ``--limit-gb`` is left out, and a line says so. At the end: for each vocabulary, how
-peak memory grows from the fewest to the most tokens.
+Cases that would need more than ``--limit-gb`` are reported as left out. The last lines show, for each vocabulary, how
+peak memory grows from the smallest to the largest number of tokens.
 """
 
 from __future__ import annotations

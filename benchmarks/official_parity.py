@@ -1,9 +1,9 @@
-"""Compare our numbers with those that the official MiniLLM code recorded.
+"""Compare our numbers with those recorded from the official MiniLLM code.
 
-Each file holds one run of the official implementation on fixed token ids: prompts, responses, the state dicts of
-teacher and student, and what that code computed. This script runs our rollout-side and update-side code on the same
-ids and prints one JSON line a file: the relative error ||ours - theirs|| / ||theirs|| of every recorded quantity. It
-exits with 1 when any but the two batch means that are only logged is above the tolerance.
+Each file contains one run of the official implementation on fixed token ids: prompts, responses, the state dicts of
+teacher and student, and the computed quantities. The script runs our code for rollouts and updates on the same ids and
+prints one JSON line per file with the relative error ||ours - theirs|| / ||theirs|| of every recorded quantity. It
+exits with 1 if an error exceeds the tolerance, except for two batch means that are only logged.
 
     python benchmarks/official_parity.py golden/*.safetensors
 """
@@ -33,8 +33,8 @@ from lightning_minillm.rollout.scoring import rollout_sequences
 from lightning_minillm.types import PromptBatch, RolloutBatch, TokenBatch
 
 LOGGED_ONLY = ("mean_reward", "mean_rev_kl")
-"""Reported, not judged: what the official code only logs, batch means of the judged ``rewards`` and ``rev_kl``. Terms
-of both signs may cancel in them almost to 0, where the rounding of float32 alone exceeds any relative bound."""
+"""Reported only: batch means of ``rewards`` and ``rev_kl``, which the official code logs. Terms of both signs may
+almost cancel in them, and then the rounding of float32 alone exceeds any relative bound."""
 
 
 class Record:

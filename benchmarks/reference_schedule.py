@@ -1,20 +1,20 @@
-"""Time the same outer iteration as outer_iteration.py, done the way the official code schedules it. One JSON line.
+"""Time the same outer iteration as outer_iteration.py with the schedule of the official code. Prints one JSON line.
 
     python benchmarks/reference_schedule.py --student work/student --teacher work/teacher --prompts work/prompts.json \
         --rollouts 64 --batch-size 16 --ppo-epochs 4 --max-prompt-length 64 --max-length 128 --teacher-mix-alpha 0.2 \
         --lm --threads 2 --seed 0
 
-This is the opponent: same models, prompts, mathematics, optimiser and clipping, written plainly on stock transformers.
+This is the baseline: the same models, prompts, mathematics, optimiser and clipping, written with plain transformers.
 
 - Rollouts, 16 prompts at a time (``--chunk-size``), padded to the maximum prompt length: ``generate``, with the teacher
   (and its own key-value cache) in a logits processor that mixes the two distributions.
-- After it, one pass of the student and one of the teacher over prompt and response, with the logits of all positions.
-- A second generation from the student alone, with its own two passes, whose reverse KL is only logged
-  (``--no-second-generation`` leaves it out).
+- Then one pass of the student and one of the teacher over prompt and response, with the logits of all positions.
+- A second generation from the student alone, with two passes of its own, whose reverse KL is only logged
+  (``--no-second-generation`` skips it).
 - An optimiser step: student and teacher over sequences padded to the maximum length, with the logits of all positions,
   and log-softmax over the whole of them; the pretraining batch likewise.
 
-The official code makes more passes than these; where there was a doubt, the cheaper way was taken. Its arithmetic is
+The official code makes more passes than these; in case of doubt, the cheaper way was chosen. Its arithmetic is
 that of ``loss=minillm_official``: a test compares the policy loss with that of
 ``modules.minillm``. Fields are those of
 outer_iteration.py, without the floor.

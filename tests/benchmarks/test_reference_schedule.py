@@ -1,4 +1,4 @@
-"""The opponent does the same mathematics as the package: same rollouts, same loss, same gradient."""
+"""The reference schedule does the same mathematics as the package: same rollouts, same loss, same gradient."""
 
 import pytest
 import torch
