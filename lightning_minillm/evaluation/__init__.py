@@ -1,4 +1,4 @@
-"""Evaluations: what is measured of students, teachers and baselines."""
+"""Evaluations: measurements of students, teachers and baselines."""
 
 from lightning_minillm.evaluation.base import Curve, Evaluation, Findings, Measure, Picture, Record
 from lightning_minillm.evaluation.classification import (
@@ -11,10 +11,11 @@ from lightning_minillm.evaluation.classification import (
 from lightning_minillm.evaluation.data_sets import named_sources
 from lightning_minillm.evaluation.divergence import DivergenceEvaluation
 from lightning_minillm.evaluation.exposure_bias import ExposureBiasEvaluation
-from lightning_minillm.evaluation.judge import ChatClient, JudgeError, JudgeEvaluation
+from lightning_minillm.evaluation.generation import GenerationEvaluation
+from lightning_minillm.evaluation.judge import ChatClient, CostLimits, JudgeError, JudgeEvaluation
 from lightning_minillm.evaluation.module import EvaluationModule, EvaluationProgressBar
-from lightning_minillm.evaluation.prompted import PromptedEvaluation
-from lightning_minillm.evaluation.responses import Responses
+from lightning_minillm.evaluation.prompt_sets import PromptSets
+from lightning_minillm.evaluation.responses import ResponsesEvaluation
 from lightning_minillm.evaluation.retrieval import (
     PassageSet,
     PassageSource,
@@ -31,6 +32,7 @@ __all__ = [
     "ChatClient",
     "ClassificationRecord",
     "ClassificationSource",
+    "CostLimits",
     "Curve",
     "DivergenceEvaluation",
     "Evaluation",
@@ -38,16 +40,17 @@ __all__ = [
     "EvaluationProgressBar",
     "ExposureBiasEvaluation",
     "Findings",
+    "GenerationEvaluation",
     "JudgeError",
     "JudgeEvaluation",
     "Measure",
     "PassageSet",
     "PassageSource",
     "Picture",
-    "PromptedEvaluation",
+    "PromptSets",
     "Question",
     "Record",
-    "Responses",
+    "ResponsesEvaluation",
     "RetrievalEvaluation",
     "boolq_source",
     "load_encoder",

@@ -1,7 +1,7 @@
-"""What an evaluation is: items in batches, a record of each, and findings made from all records.
+"""The contract of an evaluation: items in batches, one record per item, and findings computed from all records.
 
-The records are what is kept while an evaluation runs, one JSON line an item, so that one that was stopped goes on from
-them; everything that is reported is computed from them, on one rank as on many.
+Records are what an evaluation keeps while it runs, one JSON line per item, so that an interrupted evaluation resumes
+from them. Everything that is reported is computed from the records, so the number of ranks does not matter.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lightning_minillm.models import ModelPair
 
 Record = dict[str, Any]
-"""What is known of one item: plain JSON values, with its number under ``"item"``."""
+"""The measurements of one item: plain JSON values, with the item's number under ``"item"``."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Measure:
     """Head of its column."""
     decimals: int = 2
     higher_is_better: bool | None = None
-    """``None``: neither."""
+    """``None``: neither direction is better."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of a picture."""
+    """One line of a picture."""
 
     x: Sequence[float]
     y: Sequence[float]
@@ -54,27 +54,27 @@ class Picture:
 
 @dataclass(frozen=True)
 class Findings:
-    """What an evaluation found out about one model."""
+    """The results of an evaluation for one model."""
 
     values: Mapping[str, Sequence[float]]
-    """By metric, one value a repetition (one where nothing is repeated)."""
+    """By metric, one value per repetition (one value if nothing is repeated)."""
     curves: Mapping[str, Curve] = field(default_factory=dict)
     """By the name of a picture."""
 
 
 class Evaluation(ABC):
-    """One thing that is measured of a model.
+    """One kind of measurement of a model.
 
-    The order of calls: :meth:`prepare` (before any model is loaded), then, as often as there are models,
-    :meth:`batches`, :meth:`step` for the batches that have no records yet, dealt over ranks, and :meth:`findings` of
-    all records on the first rank.
+    The order of calls: :meth:`prepare` once, before any model is loaded; then for each model :meth:`batches`,
+    :meth:`step` for the batches without records, divided over ranks, and :meth:`findings` with all records on the
+    first rank.
     """
 
     name: ClassVar[str]
-    """Of the evaluation in ``evaluation=[...]``, in files and in reports."""
+    """Name of the evaluation in ``evaluation=[...]``, in files and in reports."""
     needs_teacher: ClassVar[bool] = False
     slow_findings: ClassVar[bool] = False
-    """Whether :meth:`findings` may take longer than the ranks of a process group wait for each other (10 minutes)."""
+    """Whether :meth:`findings` may take longer than the timeout of a process group (10 minutes)."""
     measures: Mapping[str, Measure]
     """How each value of the findings is shown, in the order of columns."""
     pictures: Mapping[str, Picture]
@@ -85,42 +85,46 @@ class Evaluation(ABC):
         """Read the data and tokenise it.
 
         Raises:
-            ValueError: data that is missing, empty or lacks a field, with what to do.
+            ValueError: data is missing, is empty or lacks a field; the message says what to do.
         """
 
     @abstractmethod
     def batches(self) -> list[list[int]]:
-        """Return the numbers of all items, in batches; the same whenever it is called and on every rank."""
+        """Return the numbers of all items, in batches: the same batches in every call and on every rank."""
 
     @abstractmethod
     def step(self, pair: ModelPair, items: Sequence[int]) -> list[Record]:
-        """Measure one batch; no gradient, models in eval mode, ``pair.teacher`` is there if it is needed.
+        """Measure one batch, without gradients and with the models in eval mode.
 
         Ranks that share sharded models step together: a step makes the same number of forward passes whatever the
-        items (the sampler sees to that by itself).
+        items are (the sampler takes care of its own passes).
 
         Args:
-            pair: student, teacher and tokenizer.
-            items: numbers of one of :meth:`batches`.
+            pair: student, teacher (if there is one; always if ``needs_teacher``) and tokenizer.
+            items: one of :meth:`batches`.
 
         Returns:
-            A record an item, in their order, each with its ``"item"``.
+            One record per item, in the order of the items, each with its ``"item"``.
         """
 
     @abstractmethod
     def findings(self, records: Sequence[Record]) -> Findings:
-        """Compute everything from the records of all items, which come sorted by item, on the first rank alone.
+        """Compute everything that is reported from the records of all items.
 
-        Metrics of torchmetrics are to be made here: those made before would wait for the other ranks.
+        This runs on the first rank alone, so nothing here may wait for other ranks: use functions, or torchmetrics
+        classes with ``sync_on_compute=False``.
+
+        Args:
+            records: of all items, sorted by item.
         """
 
     def texts(self, records: Sequence[Record]) -> Mapping[str, list[Record]]:
-        """Return what is to be read of the records, by the name of a file; nothing unless an evaluation says so.
+        """Return rows that are written for readers, by the name of a file; none by default.
 
         Rows with ``index``, ``task``, ``prompt``, ``references`` and ``response`` are also shown side by side.
         """
         return {}
 
     def identity(self) -> Mapping[str, Any]:
-        """Return what decides the records, so that those of another set-up are not gone on with; plain JSON."""
+        """Return the settings that determine the records, as plain JSON; a resumed run must have the same."""
         return {"name": self.name}

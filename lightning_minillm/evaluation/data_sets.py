@@ -1,83 +1,78 @@
-"""The data sets that models are asked to respond to, by name."""
+"""The data sets that models respond to, by name."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
-from lightning.pytorch.utilities import rank_zero_warn
-
 from lightning_minillm.data import EncodedInstructions, FieldMap, InstructionSource
+from lightning_minillm.files import digest
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from lightning_minillm.data import PromptTemplate, RecordSource
 
 
 def named_sources(
-    files: Mapping[str, str] | None, otherwise: RecordSource, fields: FieldMap | None = None, limit: int | None = None
+    files: Mapping[str, str] | None,
+    otherwise: RecordSource,
+    *,
+    split: str = "test",
+    fields: FieldMap | None = None,
+    limit: int | None = None,
 ) -> dict[str, RecordSource]:
-    """Return a source for each file, or the one other source where no file is named.
+    """Return one source per file, or a single other source if there are no files.
 
     Args:
-        files: paths by name.
-        otherwise: what is read without files; its name is ``test``.
-        fields: names under which the files keep each part.
-        limit: at most so many records of each file.
+        files: paths by the name of the data set.
+        otherwise: used if there are no files.
+        split: name of that source.
+        fields: column names of the files.
+        limit: maximum number of records per file; ``None`` for all.
     """
     if not files:
-        return {"test": otherwise}
+        return {split: otherwise}
     return {name: InstructionSource(path, fields=fields or FieldMap(), limit=limit) for name, path in files.items()}
 
 
-def encode_source(
-    name: str,
-    source: RecordSource,
-    tokenizer: PreTrainedTokenizerBase,
-    template: PromptTemplate,
-    *,
-    max_length: int,
-    max_prompt_length: int,
-    cache_dir: str | None = None,
-) -> EncodedInstructions:
-    """Read and tokenise a data set, and say how many prompts were left out.
+def digest_of_data(data: Mapping[str, EncodedInstructions], template: PromptTemplate) -> str:
+    """Return a digest of the prompts, responses and tasks of data sets."""
+    texts = (
+        text
+        for name, rows in data.items()
+        for record in rows.records
+        for text in (name, template.format(record.instruction, record.input), *record.responses, record.task)
+    )
+    return digest("evaluation", texts)
+
+
+def require_data(evaluation: str, known: Collection[str], chosen: Collection[str]) -> None:
+    """Check that at least one data set of an evaluation was given a path.
 
     Args:
-        name: of the data set, for messages.
-        source: of its records.
-        tokenizer: of the model.
-        template: makes the prompts.
-        max_length: as in :class:`~lightning_minillm.data.EncodedInstructions`.
-        max_prompt_length: likewise.
-        cache_dir: likewise.
+        evaluation: its name.
+        known: names of all its data sets.
+        chosen: names of those with a path.
 
     Raises:
-        ValueError: data that is missing, empty or lacks a field.
+        ValueError: none has a path.
     """
-    try:
-        records = source.load()
-    except FileNotFoundError as error:
-        raise ValueError(f"data set '{name}': {error}") from error
-    lengths = {"max_length": max_length, "max_prompt_length": max_prompt_length}
-    encoded = EncodedInstructions(records, tokenizer, template, cache_dir=cache_dir, **lengths)
-    if encoded.num_dropped:
-        rank_zero_warn(
-            f"{name}: {encoded.num_dropped} of {len(encoded) + encoded.num_dropped} prompts have more than"
-            f" max_prompt_length={max_prompt_length} tokens and are left out."
+    if not chosen:
+        first = next(iter(known), "NAME")
+        raise ValueError(
+            f"{evaluation} has no data: none of its data sets ({', '.join(known) or 'none'}) has a path; give at least"
+            f" one, e.g. evaluation.{evaluation}.datasets.{first}.path=FILE"
         )
-    return encoded
 
 
 def batches_by_length(dataset: EncodedInstructions, batch_size: int) -> list[list[int]]:
-    """Return all rows in batches of prompts of like length, the longest first.
+    """Return all rows in batches of prompts of similar length, the longest first.
 
     Args:
-        dataset: what the rows are of.
-        batch_size: rows of a batch, at most; at least 1.
+        dataset: the rows.
+        batch_size: maximum number of rows in a batch; at least 1.
 
     Raises:
-        ValueError: batch_size below 1.
+        ValueError: ``batch_size`` is below 1.
     """
     if batch_size < 1:
         raise ValueError(f"the batch size must be at least 1, got {batch_size}")

@@ -1,16 +1,20 @@
-"""How far a student is from its teacher, on text of the student, of the teacher, and of the references."""
+"""The distance of a student from its teacher, on text of the student, of the teacher, and of the references."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lightning_minillm.evaluation.base import Findings, Measure, Record
-from lightning_minillm.evaluation.items import metric_name
-from lightning_minillm.evaluation.teacher_comparison import TeacherComparison
+from lightning_minillm.evaluation.base import Evaluation, Findings, Measure, Picture, Record
+from lightning_minillm.evaluation.items import measures_of_sets, metric_name
+from lightning_minillm.evaluation.scoring import row_sums
+from lightning_minillm.evaluation.teacher_comparison import pair_divergences, write_responses
 from lightning_minillm.functional.divergences import forward_kl, reverse_kl
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from lightning_minillm.evaluation.prompt_sets import PromptSets
     from lightning_minillm.models import ModelPair
 
 FUNCTIONS = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}
@@ -22,44 +26,65 @@ MEASURES = {
 }
 
 
-class DivergenceEvaluation(TeacherComparison):
+class DivergenceEvaluation(Evaluation):
     """Forward and reverse KL to the teacher, exact over the vocabulary.
 
     ``forward_kl_on_teacher_text`` is KL(teacher || student) of whole responses, and ``reverse_kl_on_student_text``
-    KL(student || teacher), each a token; the others show the same distance where the text is somebody else's. All
-    average over the tokens of all responses, ends included.
+    KL(student || teacher), each per token; the others show the same distance on text that neither distribution wrote.
+    All values average over the tokens of all responses, eos included. The distributions are those at the sampling
+    temperature (1 if it is 0), before top-k, top-p and other filters.
 
-    The arguments are those of :class:`~lightning_minillm.evaluation.teacher_comparison.TeacherComparison`.
+    Args:
+        prompts: the data sets, and how both models respond to them. Responses of all seeds count together.
     """
 
     name = "divergence"
-    measures_of_a_set = MEASURES
+    needs_teacher = True
+
+    def __init__(self, prompts: PromptSets) -> None:
+        self.prompts = prompts
+        self.measures = measures_of_sets(MEASURES, prompts.names)
+        self.pictures: dict[str, Picture] = {}
+
+    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Read and tokenise the data sets."""
+        self.prompts.prepare(tokenizer)
+
+    def batches(self) -> list[list[int]]:
+        """Return the batches of the prompts."""
+        return self.prompts.batches()
+
+    def identity(self) -> dict[str, Any]:
+        """Return the name, and what determines the prompts and responses."""
+        return {"name": self.name, **self.prompts.identity()}
 
     def step(self, pair: ModelPair, items: Sequence[int]) -> list[Record]:
-        """Let both models respond, and compare them on three texts: nats summed over its tokens, and their number."""
-        _, name, rows = self.find(items)
-        batch = self.data[name].evaluation_batch(rows).to(pair.device)
-        texts = (
-            self.student_text(pair, batch.prompts),
-            self.teacher_text(pair, batch.prompts),
-            batch.tokens,
-        )
+        """Let both models respond, and record the sum of nats and the number of tokens of each of three texts."""
+        seed, name, rows = self.prompts.find(items)
+        sampling = self.prompts.sampling
+        batch = self.prompts.data[name].evaluation_batch(rows).to(pair.device)
+        texts = {
+            "student": write_responses(pair, batch.prompts, sampling, seed, "student"),
+            "teacher": write_responses(pair, batch.prompts, sampling, seed, "teacher"),
+            "reference": batch.tokens,
+        }
         records: list[Record] = [{"item": item, "data_set": name} for item in items]
-        for text, tokens in zip(TEXTS, texts, strict=True):
-            found = self.divergences(pair, tokens, FUNCTIONS)
+        for text, tokens in texts.items():
+            divergences = pair_divergences(pair, tokens, FUNCTIONS, sampling)
+            sums = {kl: row_sums(values, tokens.target_mask) for kl, values in divergences.items()}
+            counts = tokens.target_mask.sum(-1).tolist()
             for row, record in enumerate(records):
-                sums = {kl: sum(values[row]) for kl, values in found.items()}
-                record[text] = {**sums, "tokens": len(found["forward_kl"][row])}
+                record[text] = {**{kl: values[row] for kl, values in sums.items()}, "tokens": counts[row]}
         return records
 
     def findings(self, records: Sequence[Record]) -> Findings:
         """Average over the tokens of each data set."""
         values = {}
-        for name in self.sources:
+        for name in self.prompts.names:
             own = [record for record in records if record["data_set"] == name]
             for text in TEXTS:
                 tokens = sum(record[text]["tokens"] for record in own)
                 for kl in FUNCTIONS:
-                    key = metric_name(f"{kl}_on_{text}_text", name, self.sources)
+                    key = metric_name(f"{kl}_on_{text}_text", name, self.prompts.names)
                     values[key] = [sum(record[text][kl] for record in own) / tokens]
         return Findings(values)

@@ -1,21 +1,28 @@
-"""Exposure bias: whether a student errs more on its own text than on its teacher's (MiniLLM, section 3.3)."""
+"""Exposure bias: how much more a student errs on its own text than on its teacher's (MiniLLM, section 3.3).
+
+Legend: B rows, L lengths.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lightning_minillm.evaluation.base import Curve, Findings, Measure, Picture, Record
-from lightning_minillm.evaluation.items import metric_name
-from lightning_minillm.evaluation.teacher_comparison import TeacherComparison
+from lightning_minillm.evaluation.base import Curve, Evaluation, Findings, Measure, Picture, Record
+from lightning_minillm.evaluation.items import measures_of_sets, metric_name, pictures_of_sets
+from lightning_minillm.evaluation.teacher_comparison import pair_divergences, write_responses
 from lightning_minillm.functional.divergences import forward_kl
-from lightning_minillm.metrics import ExposureBias
+from lightning_minillm.functional.exposure_bias import accumulated_error, exposure_bias_curves
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from lightning_minillm.evaluation.prompt_sets import PromptSets
     from lightning_minillm.models import ModelPair
+    from lightning_minillm.types import TokenBatch
 
 MEASURES = {
     "excess_error": Measure("excess error %, at the end", 1, False),
@@ -26,66 +33,92 @@ MEASURES = {
 PICTURES = {
     "excess_error": Picture("Excess accumulated error", "response tokens", "percent"),
     "regret": Picture("Accumulated regret on the student's own text", "response tokens", "nats"),
-    "epsilon": Picture("Error a step on the teacher's text", "response tokens", "nats"),
+    "epsilon": Picture("Error per step on the teacher's text", "response tokens", "nats"),
 }
 
 
-class ExposureBiasEvaluation(TeacherComparison):
-    """KL(teacher || student) after every prefix of text that the student, and that the teacher wrote.
+class ExposureBiasEvaluation(Evaluation):
+    """KL(teacher || student) after every prefix of text written by the student, and of text written by the teacher.
 
-    With L = ``sampling.max_new_tokens``, the same for all models that are compared, the findings are:
+    With L = ``sampling.max_new_tokens``, which must be the same for all models that are compared, the findings are:
 
-    - ``excess_error``: ExAccErr(L) in percent, what the whole response has piled up;
-    - ``excess_error_mean``: the mean of ExAccErr(l) over the lengths 1 to L, which says more than the end alone where
-      curves cross;
-    - ``regret``: R(L) in nats, ``epsilon``: eps(L) in nats a step;
+    - ``excess_error``: ExAccErr(L) in percent, accumulated over the whole response;
+    - ``excess_error_mean``: the mean of ExAccErr(l) over the lengths 1 to L, which is more informative than the end
+      alone if curves cross;
+    - ``regret``: R(L) in nats, ``epsilon``: eps(L) in nats per step;
 
-    each also as a curve over the lengths. The quotient is taken of the means over all prompts. The official script's
-    slip, a deviation divided by itself, is not copied.
+    each also as a curve over the lengths. The quotient is taken of the means over all prompts. A slip in the official
+    script, which divides a deviation by itself, is not copied.
 
-    The arguments are those of :class:`~lightning_minillm.evaluation.teacher_comparison.TeacherComparison`. Filters
-    of its sampling (top-k, top-p, no_repeat_ngram_size) would take prefixes from other distributions than those that
-    are compared.
+    Args:
+        prompts: the data sets, and how both models respond to them. Filters of sampling (top-k, top-p,
+            ``no_repeat_ngram_size``) would draw prefixes from other distributions than those that are compared.
+            Responses of all seeds count together.
 
     Source: MiniLLM (arXiv 2306.08543), section 3.3, after Arora et al. (arXiv 2204.01171).
     """
 
     name = "exposure_bias"
-    measures_of_a_set = MEASURES
-    pictures_of_a_set = PICTURES
+    needs_teacher = True
+
+    def __init__(self, prompts: PromptSets) -> None:
+        self.prompts = prompts
+        self.measures = measures_of_sets(MEASURES, prompts.names)
+        self.pictures = pictures_of_sets(PICTURES, prompts.names)
+
+    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Read and tokenise the data sets."""
+        self.prompts.prepare(tokenizer)
+
+    def batches(self) -> list[list[int]]:
+        """Return the batches of the prompts."""
+        return self.prompts.batches()
+
+    def identity(self) -> dict[str, Any]:
+        """Return the name, and what determines the prompts and responses."""
+        return {"name": self.name, **self.prompts.identity()}
 
     def step(self, pair: ModelPair, items: Sequence[int]) -> list[Record]:
-        """Let both models respond, and compare them on either text; a list of nats a token of each."""
-        _, name, rows = self.find(items)
-        prompts = self.data[name].prompt_batch(rows).to(pair.device)
-        function = {"kl": forward_kl}
-        student = self.divergences(pair, self.student_text(pair, prompts), function)["kl"]
-        teacher = self.divergences(pair, self.teacher_text(pair, prompts), function)["kl"]
+        """Let both models respond, and compare them on either text; each record lists the nats of every token."""
+        seed, name, rows = self.prompts.find(items)
+        prompts = self.prompts.data[name].prompt_batch(rows).to(pair.device)
+        sampling = self.prompts.sampling
+        student = self._errors(pair, write_responses(pair, prompts, sampling, seed, "student"))
+        teacher = self._errors(pair, write_responses(pair, prompts, sampling, seed, "teacher"))
         return [
             {"item": item, "data_set": name, "on_student_text": own, "on_teacher_text": oracle}
             for item, own, oracle in zip(items, student, teacher, strict=True)
         ]
 
+    def _errors(self, pair: ModelPair, text: TokenBatch) -> list[list[float]]:
+        """Return KL(teacher || student) of each target token, row by row."""
+        values = pair_divergences(pair, text, {"kl": forward_kl}, self.prompts.sampling)["kl"]
+        return [row.tolist() for row in torch.split(values.double().cpu(), text.target_mask.sum(-1).tolist())]
+
     def findings(self, records: Sequence[Record]) -> Findings:
         """Compute the metrics and curves of each data set."""
         values: dict[str, list[float]] = {}
-        curves = {}
-        for name in self.sources:
-            metric = ExposureBias(self.sampling.max_new_tokens)
-            for record in records:
-                if record["data_set"] == name:
-                    metric.update(*_as_row(record["on_student_text"]), *_as_row(record["on_teacher_text"]))
-            by_length = metric.compute()
-            summary = {key: float(by_length[key][-1]) for key in ("excess_error", "regret", "epsilon")}
+        curves: dict[str, Curve] = {}
+        length, names = self.prompts.sampling.max_new_tokens, self.prompts.names
+        for name in names:
+            own = [record for record in records if record["data_set"] == name]
+            by_length = exposure_bias_curves(
+                _mean_error((record["on_student_text"] for record in own), length),
+                _mean_error((record["on_teacher_text"] for record in own), length),
+            )
+            summary = {key: float(curve[-1]) for key, curve in by_length.items()}
             summary["excess_error_mean"] = float(by_length["excess_error"].mean())
-            values |= {metric_name(key, name, self.sources): [summary[key]] for key in MEASURES}
-            lengths = [float(length) for length in range(1, metric.num_lengths + 1)]
-            curves |= {
-                metric_name(key, name, self.sources): Curve(lengths, by_length[key].tolist()) for key in PICTURES
-            }
+            values |= {metric_name(key, name, names): [summary[key]] for key in MEASURES}
+            lengths = [float(place) for place in range(1, length + 1)]
+            curves |= {metric_name(key, name, names): Curve(lengths, by_length[key].tolist()) for key in PICTURES}
         return Findings(values, curves)
 
 
-def _as_row(values: Sequence[float]) -> tuple[Tensor, Tensor]:
-    row = torch.tensor([values], dtype=torch.float64)
-    return row, torch.ones_like(row, dtype=torch.bool)
+def _mean_error(rows: Iterable[Sequence[float]], num_lengths: int) -> Tensor:
+    """Return the error accumulated up to each length, averaged over rows of any lengths: ``[L]`` float64."""
+    total, count = torch.zeros(num_lengths, dtype=torch.float64), 0
+    for row in rows:
+        errors = torch.tensor([row], dtype=torch.float64)
+        total += accumulated_error(errors, torch.ones_like(errors, dtype=torch.bool), num_lengths)[0]
+        count += 1
+    return total / count

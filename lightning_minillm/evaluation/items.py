@@ -1,15 +1,18 @@
-"""Numbers of items where an evaluation reads several data sets, and names of metrics."""
+"""Item numbers of evaluations with several data sets, and the names of their metrics and pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from lightning_minillm.evaluation.base import Measure, Picture
 
 
 class ItemNumbers:
-    """Numbers the rows of several data sets through, one set after the other.
+    """Numbers the rows of several data sets consecutively, one set after the other.
 
     Args:
-        sizes: rows of each data set, by its name.
+        sizes: number of rows of each data set, by its name.
 
     Example:
         >>> numbers = ItemNumbers({"dolly": 3, "vicuna": 2})
@@ -20,35 +23,63 @@ class ItemNumbers:
     def __init__(self, sizes: Mapping[str, int]) -> None:
         self._starts = {}
         self.total = 0
-        """Rows of all data sets together."""
+        """Number of rows of all data sets together."""
         for name, size in sizes.items():
             self._starts[name] = range(self.total, self.total + size)
             self.total += size
 
     def number(self, name: str, rows: Sequence[int]) -> list[int]:
-        """Return the numbers of a data set's rows."""
+        """Return the item numbers of rows of a data set."""
         return [self._starts[name][row] for row in rows]
 
     def find(self, items: Sequence[int]) -> tuple[str, list[int]]:
-        """Return which rows of which data set items are.
+        """Return the data set and the rows of items.
 
         Args:
             items: at least one, all of one data set.
 
         Raises:
-            IndexError: items of no data set, or of several.
+            IndexError: the items belong to no data set, or to several.
         """
         for name, numbers in self._starts.items():
             if all(item in numbers for item in items):
                 return name, [item - numbers.start for item in items]
-        raise IndexError(f"items must lie in [0, {self.total}), all of one data set; got {list(items)}")
+        raise IndexError(f"items must be in [0, {self.total}), all of one data set; got {list(items)}")
 
 
-def metric_name(name: str, data_set: str, data_sets: Mapping[str, object]) -> str:
-    """Return the name of a metric: with its data set's where there are several."""
-    return name if len(data_sets) == 1 else f"{data_set}/{name}"
+def metric_name(name: str, data_set: str, data_sets: Iterable[str]) -> str:
+    """Return the name of a metric: with the name of its data set if there are several data sets.
+
+    Example:
+        >>> metric_name("loss", "dolly", ["dolly"]), metric_name("loss", "dolly", ["dolly", "vicuna"])
+        ('loss', 'dolly/loss')
+    """
+    return f"{data_set}/{name}" if len(list(data_sets)) > 1 else name
 
 
-def picture_title(title: str, data_set: str, data_sets: Mapping[str, object]) -> str:
-    """Return the title of a picture: with its data set's where there are several."""
-    return title if len(data_sets) == 1 else f"{data_set}: {title}"
+def measures_of_sets(measures: Mapping[str, Measure], data_sets: Iterable[str]) -> dict[str, Measure]:
+    """Return how the metrics of each data set are shown.
+
+    Args:
+        measures: those of one data set.
+        data_sets: names of all data sets.
+    """
+    names = list(data_sets)
+    return {metric_name(key, name, names): measure for name in names for key, measure in measures.items()}
+
+
+def pictures_of_sets(pictures: Mapping[str, Picture], data_sets: Iterable[str]) -> dict[str, Picture]:
+    """Return the pictures of each data set, with its name in the title if there are several.
+
+    Args:
+        pictures: those of one data set.
+        data_sets: names of all data sets.
+    """
+    names = list(data_sets)
+    return {
+        metric_name(key, name, names): replace(
+            picture, title=f"{name}: {picture.title}" if len(names) > 1 else picture.title
+        )
+        for name in names
+        for key, picture in pictures.items()
+    }

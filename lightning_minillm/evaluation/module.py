@@ -1,4 +1,4 @@
-"""The Lightning module behind every evaluation: one test step a batch of items."""
+"""The Lightning module that runs evaluations: one test step per batch of items."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 
 class Job(NamedTuple):
-    """What a rank does in one step."""
+    """The work of a rank in one step."""
 
     items: tuple[int, ...]
     is_kept: bool
-    """``False`` on a rank that only keeps the others company, since sharded models need all in every step."""
+    """``False`` for a filler job: sharded models need every rank in every step."""
 
 
 class Jobs:
-    """One rank's share of the batches: every rank gets as many, in rounds of as many batches as there are ranks.
+    """One rank's share of the batches; every rank gets the same number, some of them fillers.
 
     Args:
-        batches: those that are to be done; the same on every rank.
-        rank: this one, in ``[0, world_size)``.
+        batches: those without records; the same on every rank.
+        rank: of this process, in ``[0, world_size)``.
         world_size: number of ranks.
     """
 
@@ -56,8 +56,9 @@ class EvaluationModule(LightningModule):
     Args:
         student: a transformers causal LM, or a function that loads one (called once, in ``configure_model``).
         tokenizer: of student and teacher.
-        teacher: a model or a function, as for ``student``; ``None`` for none.
-        about: what decides the records besides the evaluation, such as the models' digests; plain JSON.
+        teacher: a model, or a function that loads one; ``None`` for none.
+        about: everything besides the evaluation that determines the records, such as digests of the models; plain
+            JSON. Its ``"name"``, if there is one, is shown beside the progress bar.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class EvaluationModule(LightningModule):
         self.evaluation: Evaluation | None = None
         self.student: PreTrainedModel | None = None
         """The student as a submodule; ``None`` until ``configure_model``."""
-        self._factories = (student, teacher)  # in a tuple: a teacher that was given as a model is no submodule
+        self._factories = (student, teacher)  # in a tuple, so that a teacher given as a model is not a submodule
         self._pair: ModelPair | None = None
         self._files: RecordFiles | None = None
 
@@ -106,22 +107,21 @@ class EvaluationModule(LightningModule):
         self.pair.place_teacher(self.device)
 
     def begin(self, evaluation: Evaluation, files: RecordFiles) -> None:
-        """Choose what the next test measures, and where its records go."""
+        """Choose the measurement of the next test, and the files of its records."""
         self.evaluation, self._files = evaluation, files
 
     def identity(self, evaluation: Evaluation) -> dict[str, Any]:
-        """Return what decides the records of this model in an evaluation."""
-        return {**self.about, "evaluation": dict(evaluation.identity())}
+        """Return the settings that determine the records of this model in an evaluation."""
+        return {**self.about, **{f"evaluation.{key}": value for key, value in evaluation.identity().items()}}
 
     def test_dataloader(self) -> Jobs:
-        """Return this rank's share of the batches that have no records yet.
+        """Return this rank's share of the batches without records.
 
-        The first rank decides, before any rank writes.
+        The first rank finds these batches, before any rank writes.
 
         Raises:
-            ValueError: there are records of another set-up.
+            ValueError: existing records were made with different settings.
         """
-        assert self.evaluation is not None
         todo, error = None, None
         if self.trainer.is_global_zero:
             try:
@@ -131,6 +131,7 @@ class EvaluationModule(LightningModule):
         todo, error = self.trainer.strategy.broadcast((todo, error))
         if error is not None:
             raise ValueError(error)
+        assert todo is not None
         return Jobs(todo, placement_of(self.trainer).data_rank, placement_of(self.trainer).data_world_size)
 
     def _batches_to_do(self) -> list[list[int]]:
@@ -150,21 +151,19 @@ class EvaluationModule(LightningModule):
         if batch.is_kept and self.trainer.global_rank % pieces == 0:
             self._files.append(placement_of(self.trainer).data_rank, records)
 
-    def on_test_epoch_end(self) -> None:
-        """Leave everything to the records."""
-
 
 class EvaluationProgressBar(RichProgressBar):
-    """Lightning's rich progress bar, which names what is measured."""
+    """Lightning's rich progress bar, labelled with the model and the evaluation."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the names of model and evaluation."""
+        """Read the names of model and evaluation."""
         super().setup(trainer, pl_module, stage)
-        evaluation = getattr(pl_module, "evaluation", None)
-        model = getattr(pl_module, "about", {}).get("name")
-        self._what = " ".join(filter(None, [model, evaluation.name if evaluation is not None else None]))
+        names: list[str | None] = []
+        if isinstance(pl_module, EvaluationModule):
+            names = [pl_module.about.get("name"), pl_module.evaluation.name if pl_module.evaluation else None]
+        self._label = " ".join(filter(None, names))
 
     @property
     def test_description(self) -> str:
-        """Model and evaluation, before the bar."""
-        return self._what or "Evaluating"
+        """Text before the bar."""
+        return self._label or "Evaluating"

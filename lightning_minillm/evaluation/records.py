@@ -1,20 +1,26 @@
-"""The records of an evaluation on disk: JSON lines, a file a rank, and beside them what they were made with."""
+"""The records of an evaluation on disk: one JSON Lines file per rank, and the settings that they were made with."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning_minillm.evaluation.base import Record
+from lightning_minillm.files import (
+    append_json_lines,
+    changed_keys,
+    drop_cut_line,
+    iterate_json_lines,
+    read_json,
+    write_json,
+)
 
 IDENTITY_FILE = "identity.json"
 
 
 class RecordFiles:
-    """Reads and appends records; what a killed process left half written is cut off before anything is added.
+    """Reads and appends records; the half-written line of a killed process is removed before anything is appended.
 
     Args:
         folder: of one evaluation of one model; shared by all ranks.
@@ -24,72 +30,60 @@ class RecordFiles:
         self.folder = Path(folder)
 
     def check(self, identity: Mapping[str, Any]) -> None:
-        """Make sure that records which are there may be gone on with.
+        """Check that existing records, if there are any, may be resumed.
 
         Args:
-            identity: what decides the records; plain JSON.
+            identity: the settings that determine the records, as plain JSON.
 
         Raises:
-            ValueError: they were made with another one.
+            ValueError: the records were made with different settings.
         """
-        file = self.folder / IDENTITY_FILE
-        if not file.is_file():
-            return
-        there, here = json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps(identity))
-        if there != here:
-            keys = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
+        stored = read_json(self.folder / IDENTITY_FILE)
+        changed = [] if stored is None else changed_keys(stored, identity)
+        if changed:
             raise ValueError(
-                f"'{self.folder}' holds records of another set-up (they differ in {', '.join(keys)}), which cannot be"
-                " gone on with: choose another output_dir, or remove that folder"
+                f"{str(self.folder)!r} contains records made with different settings ({', '.join(changed)}) and cannot"
+                " be resumed: use a different output_dir (or output), or delete the folder"
             )
 
     def open(self, identity: Mapping[str, Any]) -> set[int]:
-        """Begin, or go on; for one process, before any rank appends.
+        """Start or resume; called by one process, before any rank appends.
 
         Args:
             identity: as in :meth:`check`.
 
         Returns:
-            Items that have a record already.
+            The items that already have a record.
 
         Raises:
-            ValueError: as :meth:`check`.
+            ValueError: the existing records were made with different settings.
         """
         self.check(identity)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        marker = self.folder / IDENTITY_FILE
-        if not marker.is_file():
-            scratch = marker.with_name(f".{marker.name}.{os.getpid()}")
-            scratch.write_text(json.dumps(identity, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            os.replace(scratch, marker)
+        if not (self.folder / IDENTITY_FILE).is_file():
+            write_json(self.folder / IDENTITY_FILE, dict(identity))
         for file in self._files():
-            whole, newline, _ = file.read_bytes().rpartition(b"\n")
-            os.truncate(file, len(whole) + len(newline))
-        return {record["item"] for record in self._lines()}
+            drop_cut_line(file)
+        return {record["item"] for record in self._records()}
 
     def append(self, rank: int, records: Iterable[Record]) -> None:
-        """Add the records of a batch; they are in the file when this returns.
+        """Append the records of a batch; they have been handed to the system when this returns.
 
         Args:
-            rank: names the file; no two processes that write have the same.
+            rank: names the file; no two writing processes have the same.
             records: each with its ``"item"``.
         """
-        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        with open(self.folder / f"rank_{rank}.jsonl", "a", encoding="utf-8") as file:
-            file.write(lines)
+        append_json_lines(self.folder / f"rank_{rank}.jsonl", records)
 
     def read(self) -> list[Record]:
-        """Return the records of all ranks by their item, the first of each."""
+        """Return the records of all ranks, sorted by item; if an item has several, the first counts."""
         by_item: dict[int, Record] = {}
-        for record in self._lines():
+        for record in self._records():
             by_item.setdefault(record["item"], record)
         return [by_item[item] for item in sorted(by_item)]
 
-    def _lines(self) -> Iterable[Record]:
+    def _records(self) -> Iterator[Record]:
         for file in self._files():
-            with open(file, encoding="utf-8") as lines:
-                for line in lines:
-                    yield json.loads(line)
+            yield from iterate_json_lines(file)
 
-    def _files(self) -> Sequence[Path]:
+    def _files(self) -> list[Path]:
         return sorted(self.folder.glob("rank_*.jsonl"))

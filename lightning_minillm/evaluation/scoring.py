@@ -1,4 +1,7 @@
-"""How likely a model finds given responses."""
+"""The likelihood of given responses under a model.
+
+Legend: B rows, L tokens, N target tokens.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from lightning_minillm.functional.logprobs import target_logprobs
 
@@ -14,20 +18,45 @@ if TYPE_CHECKING:
     from lightning_minillm.types import TokenBatch
 
 
-def response_scores(pair: ModelPair, batch: TokenBatch) -> list[float]:
-    """Return log q(response | prompt) of each row, summed over the response's tokens.
+def row_sums(values: Tensor, mask: Tensor) -> list[float]:
+    """Sum token values over the rows that they come from, in float64.
 
-    The eos that ends every response does not count: a response need not be all that is said.
+    Args:
+        values: ``[N]``, one per ``True`` of the mask, row by row.
+        mask: ``[B, L]`` bool.
+
+    Returns:
+        B sums.
+
+    Example:
+        >>> row_sums(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([[True, True], [False, True]]))
+        [3.0, 3.0]
+    """
+    rows = mask.cpu().nonzero()[:, 0]
+    sums: list[float] = torch.zeros(len(mask), dtype=torch.float64).index_add_(0, rows, values.double().cpu()).tolist()
+    return sums
+
+
+def target_scores(pair: ModelPair, batch: TokenBatch) -> list[float]:
+    """Return the student's log q of each row, summed over its target tokens.
 
     Args:
         pair: the model is its student.
-        batch: B rows, their responses as targets, on any device.
+        batch: B rows, on the pair's device.
+    """
+    states, target_ids = pair.token_states(batch)
+    return row_sums(target_logprobs(states, target_ids), batch.target_mask)
+
+
+def response_scores(pair: ModelPair, batch: TokenBatch) -> list[float]:
+    """Return log q(response | prompt) of each row, summed over the tokens of the response.
+
+    The eos at the end of every response does not count: the response may be the beginning of a longer text.
+
+    Args:
+        pair: the model is its student.
+        batch: B rows with their responses as targets, on any device.
     """
     places = torch.arange(batch.target_mask.shape[1])
     last = batch.attention_mask.sum(-1, keepdim=True) - 1
-    batch = replace(batch, target_mask=batch.target_mask & (places != last)).to(pair.device)
-    states, target_ids = pair.token_states(batch)
-    logprobs = target_logprobs(states, target_ids).double().cpu()
-    of_row = batch.target_mask.cpu().nonzero()[:, 0]
-    sums: list[float] = torch.zeros(len(last), dtype=torch.float64).index_add_(0, of_row, logprobs).tolist()
-    return sums
+    return target_scores(pair, replace(batch, target_mask=batch.target_mask & (places != last)).to(pair.device))

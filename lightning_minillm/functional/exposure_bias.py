@@ -63,3 +63,26 @@ def excess_accumulated_error(regret: Tensor, oracle_error: Tensor) -> Tensor:
     difference = regret - oracle_error
     percent = 100 * difference / oracle_error
     return percent.masked_fill(difference.abs() <= _ROUNDING * steps, 0)
+
+
+def exposure_bias_curves(regret: Tensor, oracle_error: Tensor) -> dict[str, Tensor]:
+    """Return all curves of exposure bias over the response length.
+
+    Args:
+        regret: ``[L]`` nats, R(l), at least 0.
+        oracle_error: ``[L]`` nats, l eps(l), at least 0.
+
+    Returns:
+        ``regret`` R(l) in nats, ``epsilon`` eps(l) in nats per step, and ``excess_error`` in percent, each ``[L]``.
+
+    Example:
+        >>> curves = exposure_bias_curves(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 2.0]))
+        >>> curves["epsilon"].tolist(), curves["excess_error"].tolist()
+        ([1.0, 1.0], [0.0, 50.0])
+    """
+    lengths = torch.arange(1, len(regret) + 1, device=regret.device)
+    return {
+        "regret": regret,
+        "epsilon": oracle_error / lengths,
+        "excess_error": excess_accumulated_error(regret, oracle_error),
+    }

@@ -1,17 +1,16 @@
-"""Metrics of responses, of the distance to a teacher, and of what follows from it."""
+"""Metrics of responses: functions of texts, and torchmetrics classes that accumulate them over batches and ranks."""
 
-from lightning_minillm.metrics.diversity import DistinctNGrams, RepeatedNGrams
+from lightning_minillm.metrics.diversity import distinct_ngrams, repeated_ngrams
 from lightning_minillm.metrics.exposure_bias import ExposureBias
-from lightning_minillm.metrics.responses import ExactMatch, RougeL, RougeLByLength, RowMean, normalize, rouge_l
+from lightning_minillm.metrics.responses import ExactMatch, RougeL, exact_match, normalize, rouge_l
 
 __all__ = [
-    "DistinctNGrams",
     "ExactMatch",
     "ExposureBias",
-    "RepeatedNGrams",
     "RougeL",
-    "RougeLByLength",
-    "RowMean",
+    "distinct_ngrams",
+    "exact_match",
     "normalize",
+    "repeated_ngrams",
     "rouge_l",
 ]

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from hashlib import blake2b
-
-import torch
-from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
-
-from lightning_minillm.metrics.responses import RowMean
 
 
 def word_ngrams(text: str, size: int) -> list[tuple[str, ...]]:
-    """Return the n-grams of a text's words, as they follow each other.
+    """Return the n-grams of a text's words, in order.
 
     Example:
         >>> word_ngrams("a b  c", 2)
@@ -24,70 +17,50 @@ def word_ngrams(text: str, size: int) -> list[tuple[str, ...]]:
     return [tuple(words[start : start + size]) for start in range(len(words) - size + 1)]
 
 
-class DistinctNGrams(Metric):
-    """Distinct n-grams in percent of all n-grams, over all responses and ranks together (Dist-n, Li et al. 2016).
+def distinct_ngrams(responses: Sequence[str], size: int = 4) -> float:
+    """Return the number of distinct n-grams in percent of all n-grams of all responses (Dist-n, Li et al. 2016).
 
-    The paper reports n = 4. NaN when no response has ``size`` words.
-
-    Args:
-        size: n, at least 1; in words.
-
-    Raises:
-        ValueError: size below 1.
-    """
-
-    full_state_update = False
-    higher_is_better = True
-    digests: list[Tensor]
-
-    def __init__(self, size: int = 4) -> None:
-        super().__init__()
-        _check_size(size)
-        self.size = size
-        self.add_state("digests", [], dist_reduce_fx="cat")
-
-    def update(self, responses: Sequence[str]) -> None:
-        """Add texts."""
-        numbers = [_digest(ngram) for text in responses for ngram in word_ngrams(text, self.size)]
-        self.digests.append(torch.tensor(numbers, dtype=torch.int64, device=self.device))
-
-    def compute(self) -> Tensor:
-        """Return a scalar in [0, 100]."""
-        digests = dim_zero_cat(self.digests) if self.digests else torch.zeros(0, dtype=torch.int64)
-        return 100 * torch.tensor(float(len(digests.unique())), dtype=torch.float64) / len(digests)
-
-
-class RepeatedNGrams(RowMean):
-    """Percent of a response's n-grams that it has already used, averaged over rows (seq-rep-n, Welleck et al. 2020).
-
-    Responses of fewer than ``size`` words have none and are left out; NaN when all are.
+    The paper reports n = 4.
 
     Args:
-        size: n, at least 1; in words.
+        responses: any number of texts.
+        size: n, in words; at least 1.
+
+    Returns:
+        A value in (0, 100]; NaN if no response has ``size`` words.
 
     Raises:
-        ValueError: size below 1.
+        ValueError: ``size`` is below 1.
+
+    Example:
+        >>> distinct_ngrams(["a b c", "a b", "one", "b c d"], size=2)
+        60.0
     """
-
-    higher_is_better = False
-
-    def __init__(self, size: int = 4) -> None:
-        super().__init__()
-        _check_size(size)
-        self.size = size
-
-    def update(self, responses: Sequence[str]) -> None:
-        """Add texts."""
-        for text in responses:
-            ngrams = word_ngrams(text, self.size)
-            if ngrams:
-                self.total += 100 * (1 - len(set(ngrams)) / len(ngrams))
-                self.count += 1
+    _check_size(size)
+    ngrams = [ngram for text in responses for ngram in word_ngrams(text, size)]
+    return 100 * float(len(set(ngrams))) / len(ngrams) if ngrams else math.nan
 
 
-def _digest(ngram: tuple[str, ...]) -> int:
-    """A number of 63 bits: the same in every process, unlike ``hash``."""
-    return int.from_bytes(blake2b("\0".join(ngram).encode(), digest_size=8).digest(), "big") >> 1
+def repeated_ngrams(responses: Sequence[str], size: int = 4) -> float:
+    """Return the percentage of a response's n-grams that occurred in it before (seq-rep-n, Welleck et al. 2020).
+
+    Args:
+        responses: any number of texts; those of fewer than ``size`` words are left out.
+        size: n, in words; at least 1.
+
+    Returns:
+        The mean over responses, in [0, 100); NaN if all responses are left out.
+
+    Raises:
+        ValueError: ``size`` is below 1.
+
+    Example:
+        >>> round(repeated_ngrams(["a a a a", "a b c", "one"], size=2), 2)
+        33.33
+    """
+    _check_size(size)
+    rows = [ngrams for ngrams in (word_ngrams(text, size) for text in responses) if ngrams]
+    return sum(100 * (1 - len(set(row)) / len(row)) for row in rows) / len(rows) if rows else math.nan
 
 
 def _check_size(size: int) -> None:

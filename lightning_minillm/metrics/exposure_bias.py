@@ -6,20 +6,19 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_minillm.functional.exposure_bias import accumulated_error, excess_accumulated_error
+from lightning_minillm.functional.exposure_bias import accumulated_error, exposure_bias_curves
 
 
 class ExposureBias(Metric):
     """Accumulated regret, oracle error and excess accumulated error of every length up to ``num_lengths``.
 
-    See :func:`~lightning_minillm.functional.exposure_bias.excess_accumulated_error`. Both expectations are means over
-    all rows and ranks of sums over steps; the quotient is taken last, of the means.
+    Both expectations are means over all rows and ranks of sums over steps; the quotient is taken last, of the means.
 
     Args:
-        num_lengths: L, the most response tokens; at least 1.
+        num_lengths: L, the maximum number of response tokens; at least 1.
 
     Raises:
-        ValueError: num_lengths below 1.
+        ValueError: ``num_lengths`` is below 1.
     """
 
     full_state_update = False
@@ -41,13 +40,13 @@ class ExposureBias(Metric):
         """Add B prompts.
 
         Args:
-            student: ``[B, T]`` KL(teacher || student) after each prefix of text that the student wrote.
+            student: ``[B, T]`` KL(teacher || student) after each prefix of text written by the student.
             student_mask: ``[B, T]`` bool.
-            teacher: ``[B, T']`` the same on text that the teacher wrote to the same prompts.
+            teacher: ``[B, T']`` the same on text written by the teacher for the same prompts.
             teacher_mask: ``[B, T']`` bool.
 
         Raises:
-            ValueError: different numbers of rows, or responses longer than ``num_lengths``.
+            ValueError: the numbers of rows differ, or responses are longer than ``num_lengths``.
         """
         if len(student) != len(teacher):
             raise ValueError(f"{len(student)} rows of student text and {len(teacher)} of teacher text: give pairs")
@@ -57,10 +56,4 @@ class ExposureBias(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return ``regret`` R(l), ``epsilon`` eps(l) (nats) and ``excess_error`` (percent), each ``[L]`` float64."""
-        regret, oracle = self.regret / self.count, self.oracle_error / self.count
-        lengths = torch.arange(1, self.num_lengths + 1, device=regret.device)
-        return {
-            "regret": regret,
-            "epsilon": oracle / lengths,
-            "excess_error": excess_accumulated_error(regret, oracle),
-        }
+        return exposure_bias_curves(self.regret / self.count, self.oracle_error / self.count)

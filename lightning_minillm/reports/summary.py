@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_minillm.evaluation import Responses
+from lightning_minillm.evaluation.responses import MEASURES
 from lightning_minillm.files import read_json_lines, write_json, write_text
 from lightning_minillm.reports.tables import Column, Row, Summary, Table, Value, markdown_cell
 
@@ -15,7 +15,7 @@ RESULTS_JSON = "results.json"
 RESULTS_CSV = "results.csv"
 
 _USUAL = ("rougeL", "exact_match", "reverse_kl", "response_length", "loss")
-USUAL_COLUMNS = tuple(Column.of(key, Responses.measures_of_a_set[key]) for key in _USUAL)
+USUAL_COLUMNS = tuple(Column.of(key, MEASURES[key]) for key in _USUAL)
 """The columns of a table of which nothing else is asked."""
 
 

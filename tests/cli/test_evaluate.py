@@ -40,7 +40,7 @@ def test_models_are_compared_over_seeds(overrides, folders, tmp_path, capsys):
     assert "Rouge-L" in printed
     assert "student" in printed
     assert len((run / "responses/student_seed_2.jsonl").read_text().splitlines()) == 6
-    assert objects["module"].teacher is not None
+    assert objects["module"].pair.teacher is not None
     text = (run / "report.md").read_text()
     assert "| student |" in text
     assert "pictures/rougeL_by_length.png" in text
@@ -55,10 +55,11 @@ def test_one_model_without_teacher(overrides, folders):
     assert results["model"]["rougeL"]["std"] == 0
 
 
-def test_other_splits_are_measured_by_the_same_code(overrides, folders):
+def test_other_splits_are_measured_by_the_same_code(overrides, folders, tmp_path):
     base = [*overrides, f"model={folders}/model", "seeds=[7]"]
     validation, _ = evaluate(compose_config("evaluate", [*base, "split=validation"]))
-    as_test, _ = evaluate(compose_config("evaluate", [*base, f"data.test={folders}/validation.jsonl"]))
+    given_as_test = [f"data.test={folders}/validation.jsonl", f"output_dir={tmp_path}/other"]
+    as_test, _ = evaluate(compose_config("evaluate", [*base, *given_as_test]))
     assert validation == as_test
 
 
@@ -114,7 +115,7 @@ def test_several_data_sets_and_evaluations(overrides, folders, tmp_path):
     pictures = {file.name for file in (tmp_path / "run/pictures").iterdir()}
     assert {"a_rougeL_by_length.png", "exposure_bias_b_excess_error.png"} <= pictures
     assert (tmp_path / "run/responses/model_b_seed_1.jsonl").exists()
-    with pytest.raises(ValueError, match="records of another set-up"):
+    with pytest.raises(ValueError, match="records made with different settings"):
         evaluate(compose_config("evaluate", [*base, f"model={folders}/teacher"]))
 
 

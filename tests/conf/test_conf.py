@@ -26,7 +26,7 @@ from lightning_minillm.cli.config import CONFIG_MODULE, HYDRA_VERSION, build, bu
 from lightning_minillm.cli.paper import PAPER
 from lightning_minillm.cli.recipe import command as recipe
 from lightning_minillm.data import DistillationDataModule
-from lightning_minillm.evaluation import Evaluation
+from lightning_minillm.evaluation import Evaluation, GenerationEvaluation, PromptSets
 from lightning_minillm.losses import TokenLoss
 from lightning_minillm.modules import CausalLMModule
 from lightning_minillm.rollout import AdvantageEstimator, SamplingConfig, TextSource
@@ -110,7 +110,8 @@ def check_top(name, given):
         assert list(config["evaluation"]) == ["responses"]
     elif name == "generate":
         config = to_plain(compose_config("generate", ["model=x", *given[0]]), generate.KEYS)
-        assert build(config["sampling"]).teacher_mix_alpha == 0
+        assert isinstance(build_trainer(config)[0], L.Trainer)
+        assert isinstance(build(config["generation"]), GenerationEvaluation)
     else:
         assert name == "recipe"
         to_plain(compose_config("recipe", given[0]), recipe.KEYS)
@@ -231,7 +232,7 @@ def check_validation(name, given):
 
 def check_sampling(name, given):
     config = to_plain(compose_config("evaluate", [f"sampling={name}", *given[0]]), evaluate.KEYS)
-    sampling = build(config["evaluation"]["responses"]["sampling"])
+    sampling = build(config["evaluation"]["responses"]["prompts"]["sampling"])
     assert sampling == build(config["sampling"])
     assert sampling.no_repeat_ngram_size == {"validation": 0, "paper_test": 6}[name]
 
@@ -242,6 +243,12 @@ def check_evaluation(name, given):
     evaluation = build(config["evaluation"][name])
     assert isinstance(evaluation, Evaluation)
     assert evaluation.name == name
+
+
+def check_prompts(name, given):
+    config = to_plain(compose_config("evaluate", given[0]), evaluate.KEYS)
+    assert isinstance(build(config["evaluation"]["responses"]["prompts"]), PromptSets)
+    assert name == "default"  # each evaluation of prompts uses it
 
 
 def check_experiment(name, given):
@@ -343,6 +350,7 @@ CHECKS = {
     "validation": check_validation,
     "sampling": check_sampling,
     "evaluation": check_evaluation,
+    "evaluation/prompts": check_prompts,
     "experiment": check_experiment,
     "paper/size": lambda name, given: check_paper(name, "init", given),
     "paper/method": lambda name, given: check_paper("gpt2_120m", name, given),

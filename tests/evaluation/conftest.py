@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from lightning_minillm.data import InstructionRecord, PlainTemplate
+from lightning_minillm.evaluation import PromptSets
 from lightning_minillm.models import ModelPair
 from lightning_minillm.rollout import SamplingConfig
 
@@ -34,11 +35,11 @@ def add_noise(model, scale, seed=0):
     return model
 
 
-def run_steps(evaluation, module, batches=None):
+def run_steps(evaluation, pair, batches=None):
     """The records of all items, sorted, as the runner hands them to ``findings``."""
     batches = evaluation.batches() if batches is None else batches
     with torch.no_grad():
-        records = [record for items in batches for record in evaluation.step(module, items)]
+        records = [record for items in batches for record in evaluation.step(pair, items)]
     return sorted(records, key=lambda record: record["item"])
 
 
@@ -56,7 +57,7 @@ def damage():
 
 @pytest.fixture(scope="session")
 def run_all():
-    """``run_all(evaluation, module, batches=None)``."""
+    """``run_all(evaluation, pair, batches=None)``."""
     return run_steps
 
 
@@ -72,13 +73,12 @@ def make_pair(tokenizer):
 
 @pytest.fixture(scope="session")
 def make_evaluation(tokenizer):
-    """``make_evaluation(kind, sources, max_new_tokens=10, ...)``: a prepared comparison with a teacher."""
+    """``make_evaluation(kind, sources, max_new_tokens=10, seeds=(10,), ...)``: a prepared evaluation of prompts."""
 
-    def make(kind, sources, *, max_new_tokens=10, temperature=1.0, template=None, **options):
+    def make(kind, sources, *, max_new_tokens=10, temperature=1.0, template=None, seeds=(10,), **options):
         sampling = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, teacher_mix_alpha=0.0)
-        evaluation = kind(
-            sources, template or PlainTemplate(), sampling, max_length=32, max_prompt_length=16, **options
-        )
+        lengths = {"max_length": 32, "max_prompt_length": 16}
+        evaluation = kind(PromptSets(sources, template or PlainTemplate(), sampling, seeds=seeds, **lengths, **options))
         evaluation.prepare(tokenizer)
         return evaluation
 

@@ -23,9 +23,9 @@ def test_values_are_means_over_all_tokens(make_evaluation, words):
 
 def test_damage_shows_in_every_distance(make_model, make_pair, make_evaluation, run_all, words, damage):
     def values(scale):
-        module = make_pair(damage(make_model("gpt2", seed=2), scale), make_model("gpt2", seed=2))
+        pair = make_pair(damage(make_model("gpt2", seed=2), scale), make_model("gpt2", seed=2))
         evaluation = make_evaluation(DivergenceEvaluation, {"test": words(50)})
-        return evaluation.findings(run_all(evaluation, module)).values
+        return evaluation.findings(run_all(evaluation, pair)).values
 
     slight, heavy = values(0.05), values(0.3)
     assert len(slight) == 6

@@ -5,8 +5,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_minillm.data import InstructionRecord
+from lightning_minillm.evaluation import PromptSets
 from lightning_minillm.evaluation.exposure_bias import ExposureBiasEvaluation
-from lightning_minillm.modules import CausalLMModule
+from lightning_minillm.models import ModelPair
 from lightning_minillm.rollout import SamplingConfig
 
 
@@ -23,9 +24,9 @@ def naive_curves(records, num_lengths):
 
 
 def test_findings_are_those_of_a_loop(make_model, make_pair, make_evaluation, run_all, words):
-    module = make_pair(make_model("gpt2", seed=1), make_model("llama", seed=2))
+    pair = make_pair(make_model("gpt2", seed=1), make_model("llama", seed=2))
     evaluation = make_evaluation(ExposureBiasEvaluation, {"test": words()}, max_new_tokens=15)
-    records = run_all(evaluation, module)
+    records = run_all(evaluation, pair)
     findings = evaluation.findings(records)
     regret, epsilon, excess = naive_curves(records, 15)
     for name, expected in (("regret", regret), ("epsilon", epsilon), ("excess_error", excess)):
@@ -82,12 +83,12 @@ def test_a_student_that_slips_and_is_lost_after_it(make_model, make_pair, make_e
     student = torch.stack(
         [transitions(good=0.9, bad=0.1) if word < 19 else transitions(bad=0.01, worse=0.99) for word in range(37)]
     )
-    module = make_pair(markov_model(make_model, student), markov_model(make_model, teacher))
+    pair = make_pair(markov_model(make_model, student), markov_model(make_model, teacher))
     length = 12
     evaluation = make_evaluation(
         ExposureBiasEvaluation, {"test": GoodWords()}, max_new_tokens=length, batch_size=500, template=AsItIs()
     )
-    findings = evaluation.findings(run_all(evaluation, module))
+    findings = evaluation.findings(run_all(evaluation, pair))
     slight, heavy = math.log(1 / 0.9), math.log(1 / 0.01)
     steps = [0.9**t * slight + (1 - 0.9**t) * heavy for t in range(length)]
     regret = [sum(steps[: t + 1]) for t in range(length)]
@@ -107,12 +108,12 @@ def test_a_damaged_language_model_errs_more_on_its_own_text(data_folder, damage,
         pytest.skip(f"no model at '{folder}'")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     models = [AutoModelForCausalLM.from_pretrained(folder).eval() for _ in range(2)]
-    module = CausalLMModule(damage(models[0], 0.2), tokenizer, teacher=models[1])
-    module.configure_model()
+    pair = ModelPair(damage(models[0], 0.2), tokenizer, models[1])
     sampling = SamplingConfig(max_new_tokens=40, teacher_mix_alpha=0.0)
-    evaluation = ExposureBiasEvaluation({"test": Beginnings()}, AsItIs(), sampling, batch_size=100)
+    prompts = PromptSets({"test": Beginnings()}, AsItIs(), sampling, batch_size=100, seeds=(10,))
+    evaluation = ExposureBiasEvaluation(prompts)
     evaluation.prepare(tokenizer)
-    findings = evaluation.findings(run_all(evaluation, module))
+    findings = evaluation.findings(run_all(evaluation, pair))
     assert findings.values["excess_error"][0] > 3
     assert findings.values["excess_error_mean"][0] > 0
 

@@ -10,11 +10,10 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 
 from lightning_minillm.data import InstructionRecord, PlainTemplate
-from lightning_minillm.evaluation import EvaluationModule, Responses
-from lightning_minillm.evaluation.responses import summarise_responses, token_reverse_kl
-from lightning_minillm.functional.logprobs import TokenStates
+from lightning_minillm.evaluation import PromptSets, ResponsesEvaluation
+from lightning_minillm.evaluation.responses import summarise_responses
 from lightning_minillm.metrics import rouge_l
-from lightning_minillm.rollout import SamplingConfig
+from lightning_minillm.rollout import SamplingConfig, decode_responses, sampler_for
 
 
 class Fixed:
@@ -38,7 +37,9 @@ def make(sources=None, seeds=(1, 2), batch_size=2, **sampling):
     config = SamplingConfig(**{"max_new_tokens": 4, "teacher_mix_alpha": 0.0, **sampling})
     sources = sources or {"test": RECORDS}
     lengths = {"max_length": 24, "max_prompt_length": 12}
-    return Responses(sources, PlainTemplate(), config, batch_size=batch_size, seeds=seeds, **lengths)
+    return ResponsesEvaluation(
+        PromptSets(sources, PlainTemplate(), config, batch_size=batch_size, seeds=seeds, **lengths)
+    )
 
 
 @pytest.fixture
@@ -110,6 +111,14 @@ def test_summary_by_hand():
     }
 
 
+@pytest.mark.parametrize(
+    ("length", "bucket"), [(0, "0-5"), (5, "0-5"), (6, "6-10"), (10, "6-10"), (11, "11+"), (500, "11+")]
+)
+def test_both_ends_of_a_bucket_belong_to_it(length, bucket):
+    values = summarise_responses([record(rougeL=40.0, reference_tokens=length)])
+    assert {name for name in values if name.startswith("rougeL_") and values[name] == 40.0} == {f"rougeL_{bucket}"}
+
+
 def test_what_cannot_be_measured_is_left_out():
     values = summarise_responses([record("a b", exact=False)])
     missing = {name for name, value in values.items() if math.isnan(value)}
@@ -121,14 +130,13 @@ def test_what_cannot_be_measured_is_left_out():
 
 
 @torch.no_grad()
-def test_loss_and_reverse_kl_are_those_of_whole_logits(prepared, make_model, tokenizer):
+def test_loss_and_reverse_kl_are_those_of_whole_logits(prepared, make_model, make_pair):
     student, teacher = make_model("gpt2", seed=1), make_model("gpt2", seed=2)
-    module = EvaluationModule(student, tokenizer, teacher=teacher)
-    module.configure_model()
-    records = [row for items in prepared.batches() for row in prepared.step(module, items)]
+    models = make_pair(student, teacher)
+    records = [row for items in prepared.batches() for row in prepared.step(models, items)]
     assert sorted(row["item"] for row in records) == list(range(6))
-    data = prepared.data["test"]
-    sampler = module.sampler(prepared.sampling)
+    data = prepared.prompts.data["test"]
+    sampler = sampler_for(models, prepared.prompts.sampling)
     for row in records:
         pair = data.token_batch([row["index"]], 1.0)
         logits = student(pair.input_ids).logits.double().log_softmax(-1)
@@ -140,7 +148,7 @@ def test_loss_and_reverse_kl_are_those_of_whole_logits(prepared, make_model, tok
         else:
             assert "reference_loss" not in row  # no seed changes it
         rollout = sampler.sample(data.prompt_batch([row["index"]]), seed=row["seed"])
-        assert module.decode(rollout) == [row["response"]]
+        assert decode_responses(models.tokenizer, rollout) == [row["response"]]
         ids = torch.cat([rollout.prompt_ids, rollout.response_ids], 1)
         start = rollout.prompt_ids.shape[1] - 1
         log_q, log_p = (m(ids).logits.double().log_softmax(-1)[0, start:-1] for m in (student, teacher))
@@ -154,12 +162,10 @@ def test_batches_hold_prompts_of_like_length_and_every_item_once(prepared):
     assert prepared.reference_lengths["test"] == [2, 6, 1]
 
 
-def test_several_data_sets_have_their_names_before_the_metrics(tokenizer, make_model):
+def test_several_data_sets_have_their_names_before_the_metrics(tokenizer, make_model, make_pair, run_all):
     evaluation = make({"a": RECORDS, "b": Fixed(*RECORDS.records[:1])}, seeds=(1,))
     evaluation.prepare(tokenizer)
-    module = EvaluationModule(make_model("gpt2"), tokenizer)
-    module.configure_model()
-    records = sorted((r for b in evaluation.batches() for r in evaluation.step(module, b)), key=lambda r: r["item"])
+    records = run_all(evaluation, make_pair(make_model("gpt2")))
     assert [(r["data_set"], r["index"]) for r in records] == [("a", 0), ("a", 1), ("a", 2), ("b", 0)]
     findings = evaluation.findings(records)
     assert {"a/rougeL", "b/rougeL", "a/loss", "b/loss"} <= set(findings.values) <= set(evaluation.measures)
@@ -185,35 +191,3 @@ def test_identity_tells_set_ups_apart(prepared, tokenizer):
     ]
     for other in others:
         assert identity(**other) != prepared.identity(), other
-
-
-def test_kl_is_measured_on_the_ids_that_both_have():
-    torch.manual_seed(0)
-    student, teacher = torch.randn(5, 8), torch.randn(5, 11)
-    made = [TokenStates(logits, lambda hidden: hidden, vocabulary=8) for logits in (student, teacher)]
-    log_q, log_p = student.log_softmax(-1), teacher[:, :8].log_softmax(-1)
-    assert torch.allclose(token_reverse_kl(*made), (log_q.exp() * (log_q - log_p)).sum(-1), atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"seeds": ()}, "seeds is empty"),
-        ({"seeds": (1, 1)}, "names one twice"),
-        ({"teacher_mix_alpha": 0.5}, "teacher_mix_alpha=0"),
-    ],
-)
-def test_mistakes_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        make(**options)
-
-
-def test_missing_data_is_named(tokenizer):
-    from lightning_minillm.evaluation import named_sources
-
-    sources = named_sources({"sni": "./nowhere.jsonl"}, otherwise=RECORDS)
-    with pytest.raises(ValueError, match=r"data set 'sni'.*nowhere.jsonl"):
-        make(sources).prepare(tokenizer)
-    assert named_sources({}, otherwise=RECORDS) == {"test": RECORDS}
-    with pytest.raises(ValueError, match="no data set"):
-        Responses({}, PlainTemplate(), SamplingConfig(teacher_mix_alpha=0.0))

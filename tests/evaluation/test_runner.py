@@ -14,7 +14,13 @@ import torch
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from lightning_minillm.data import InstructionRecord, PlainTemplate
-from lightning_minillm.evaluation import EvaluationModule, Responses, record_files, run_evaluation
+from lightning_minillm.evaluation import (
+    EvaluationModule,
+    PromptSets,
+    ResponsesEvaluation,
+    record_files,
+    run_evaluation,
+)
 from lightning_minillm.evaluation.judge.client import JudgeError
 from lightning_minillm.evaluation.module import Jobs
 from lightning_minillm.evaluation.records import RecordFiles
@@ -39,19 +45,19 @@ class Records:
         ]
 
 
-class Stopped(Responses):
+class Stopped(ResponsesEvaluation):
     """Breaks off before a batch."""
 
     stop_before = None
 
-    def step(self, module, items):
+    def step(self, pair, items):
         if self.stop_before == 0:
             raise RuntimeError("the machine went away")
         self.stop_before = None if self.stop_before is None else self.stop_before - 1
-        return super().step(module, items)
+        return super().step(pair, items)
 
 
-class Slow(Responses):
+class Slow(ResponsesEvaluation):
     """Takes longer to think than the process group waits."""
 
     slow_findings = True
@@ -61,7 +67,7 @@ class Slow(Responses):
         return super().findings(records)
 
 
-class Wrong(Responses):
+class Wrong(ResponsesEvaluation):
     """Does not know what to make of the records."""
 
     slow_findings = True
@@ -88,7 +94,7 @@ def measure(folder, *, strategy="auto", stop_before=None, temperature=1.0, optio
     tokenizer = TINY["build_word_tokenizer"]()
     sampling = SamplingConfig(max_new_tokens=5, teacher_mix_alpha=0.0, temperature=temperature)
     lengths = {"max_length": 24, "max_prompt_length": 12}
-    evaluation = kind({"test": Records()}, PlainTemplate(), sampling, batch_size=4, seeds=(1, 2), **lengths)
+    evaluation = kind(PromptSets({"test": Records()}, PlainTemplate(), sampling, batch_size=4, seeds=(1, 2), **lengths))
     evaluation.stop_before = stop_before
     evaluation.prepare(tokenizer)
     module = EvaluationModule(
@@ -159,7 +165,7 @@ def test_stopped_evaluation_ends_like_an_uninterrupted_one(stop_before, plain, t
     assert_same(measure(tmp_path), plain)
 
 
-def test_two_ranks_stop_and_one_goes_on(run_ranks, plain, tmp_path):
+def test_two_ranks_stop_and_one_resumes(run_ranks, plain, tmp_path):
     with pytest.raises(RuntimeError, match="went away"):
         run_ranks(measure, 2, folder=tmp_path, strategy="ddp", stop_before=1)
     assert 0 < len(RecordFiles(tmp_path / "responses").read()) <= 8
@@ -190,9 +196,9 @@ def test_nothing_is_measured_twice(plain, tmp_path):
     assert_same(measure(tmp_path, stop_before=0), plain)
 
 
-def test_records_of_another_set_up_are_not_gone_on_with(tmp_path):
+def test_records_made_with_different_settings_are_not_resumed(tmp_path):
     measure(tmp_path)
-    with pytest.raises(ValueError, match=r"another set-up \(they differ in evaluation\).*another output_dir"):
+    with pytest.raises(ValueError, match=r"different settings \(evaluation\.sampling\).*different output"):
         measure(tmp_path, temperature=0.5)
 
 

@@ -4,10 +4,12 @@ import math
 import pytest
 import torch
 
-from lightning_minillm.data import PlainTemplate
 from lightning_minillm.evaluation.divergence import DivergenceEvaluation
 from lightning_minillm.evaluation.exposure_bias import ExposureBiasEvaluation
-from lightning_minillm.rollout import MixtureSampler, SamplingConfig
+from lightning_minillm.evaluation.teacher_comparison import token_divergences
+from lightning_minillm.functional.divergences import reverse_kl
+from lightning_minillm.functional.logprobs import TokenStates
+from lightning_minillm.rollout import MixtureSampler
 
 KINDS = [ExposureBiasEvaluation, DivergenceEvaluation]
 
@@ -29,9 +31,9 @@ def naive_divergences(student, teacher, prompt, response, temperature=1.0):
     return forward, reverse
 
 
-def sampled(model, module, prompts, evaluation):
-    sampler = MixtureSampler(model, None, eos_token_ids=0, pad_token_id=0, config=evaluation.sampling)
-    rollouts = sampler.sample(prompts, seed=evaluation.seeds[0])
+def sampled(model, prompts, evaluation):
+    sampler = MixtureSampler(model, None, eos_token_ids=0, pad_token_id=0, config=evaluation.prompts.sampling)
+    rollouts = sampler.sample(prompts, seed=evaluation.prompts.seeds[0])
     return [row[mask].tolist() for row, mask in zip(rollouts.response_ids, rollouts.response_mask, strict=True)]
 
 
@@ -46,10 +48,10 @@ def test_token_values_are_those_of_a_loop(temperature, pair, make_evaluation, ru
     exposure = make_evaluation(ExposureBiasEvaluation, {"test": words()}, temperature=temperature, batch_size=5)
     divergence = make_evaluation(DivergenceEvaluation, {"test": words()}, temperature=temperature, batch_size=5)
     by_token, sums = run_all(exposure, pair), run_all(divergence, pair)
-    data = exposure.data["test"]
+    data = exposure.prompts.data["test"]
     prompts = data.prompt_batch(range(len(data)))
-    own = sampled(pair.student_split, pair, prompts, exposure)
-    oracle = sampled(pair.teacher_split, pair, prompts, exposure)
+    own = sampled(pair.student_split, prompts, exposure)
+    oracle = sampled(pair.teacher_split, prompts, exposure)
     assert len({len(response) for response in own + oracle}) > 3
     batch = data.token_batch(range(len(data)), 1.0)
     for row in range(len(data)):
@@ -92,9 +94,9 @@ def test_records_are_json_and_findings_need_nothing_else(kind, pair, make_evalua
 def test_a_student_that_equals_its_teacher_has_no_distance(
     kind, make_model, make_pair, make_evaluation, run_all, words
 ):
-    module = make_pair(make_model("gpt2", seed=1), make_model("gpt2", seed=1))
+    pair = make_pair(make_model("gpt2", seed=1), make_model("gpt2", seed=1))
     evaluation = make_evaluation(kind, {"test": words()})
-    findings = evaluation.findings(run_all(evaluation, module))
+    findings = evaluation.findings(run_all(evaluation, pair))
     assert findings.values
     for values in findings.values.values():
         assert values == pytest.approx([0.0], abs=1e-6)
@@ -124,12 +126,25 @@ def test_identity_tells_set_ups_apart(kind, make_evaluation, words):
 
     base = identity(words())
     assert base == identity(words())
-    assert len({base, identity(words(seed=1)), identity(words(), seed=3), identity(words(), max_new_tokens=9)}) == 4
+    assert len({base, identity(words(seed=1)), identity(words(), seeds=(3,)), identity(words(), max_new_tokens=9)}) == 4
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_cannot_be_measured_is_refused_when_made(kind, words):
-    with pytest.raises(ValueError, match="no data set"):
-        kind({}, PlainTemplate(), SamplingConfig(teacher_mix_alpha=0.0))
-    with pytest.raises(ValueError, match="teacher_mix_alpha=0"):
-        kind({"test": words()}, PlainTemplate(), SamplingConfig(teacher_mix_alpha=0.2))
+def test_responses_of_all_seeds_count_together(kind, pair, make_evaluation, run_all, words):
+    evaluation = make_evaluation(kind, {"test": words(6)}, seeds=(1, 2))
+    records = run_all(evaluation, pair)
+    assert [record["item"] for record in records] == list(range(12))
+    assert records[0] != records[6] | {"item": 0}
+    both = evaluation.findings(records).values
+    for seed, own in ((1, records[:6]), (2, records[6:])):
+        alone = make_evaluation(kind, {"test": words(6)}, seeds=(seed,))
+        assert alone.findings(run_all(alone, pair)).values == evaluation.findings(own).values != both
+
+
+def test_divergences_are_of_the_ids_that_both_models_have():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(5, 8), torch.randn(5, 11)
+    made = [TokenStates(logits, lambda hidden: hidden, vocabulary=8) for logits in (student, teacher)]
+    log_q, log_p = student.log_softmax(-1), teacher[:, :8].log_softmax(-1)
+    found = token_divergences(*made, {"kl": reverse_kl})["kl"]
+    assert torch.allclose(found, (log_q.exp() * (log_q - log_p)).sum(-1), atol=1e-6)

@@ -5,8 +5,7 @@ import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 
-from lightning_minillm.metrics import ExactMatch, RougeL, RougeLByLength, rouge_l
-from lightning_minillm.metrics.responses import normalize
+from lightning_minillm.metrics import ExactMatch, RougeL, exact_match, normalize, rouge_l
 
 WORDS = "the cats are sitting quietly on a mat running runs easily, House. it's 42 état x-ray".split()
 
@@ -70,6 +69,7 @@ def test_rouge_l_by_hand(response, references, score):
     ],
 )
 def test_exact_match_by_hand(response, references, score):
+    assert exact_match(response, references) == (score == 100)
     metric = ExactMatch()
     metric.update([response], [references])
     assert metric.compute().item() == score
@@ -137,26 +137,3 @@ def test_rouge_l_of_a_row_agrees_to_a_millionth():
     for response, row in zip(responses, references, strict=True):
         expected = max(scorer.score(reference, response)["rougeL"].fmeasure for reference in row)
         assert rouge_l(response, row) / 100 == pytest.approx(expected, abs=1e-6)
-
-
-def test_rouge_l_by_length_by_hand():
-    metric = RougeLByLength()
-    metric.update(["a b", "a c", "x", "a"], [["a b"], ["a b"], ["y"], ["a"]], [5, 0, 6, 11])
-    assert metric.names == ("0-5", "6-10", "11+")
-    assert {name: value.item() for name, value in metric.compute().items()} == pytest.approx(
-        {"0-5": 75, "6-10": 0, "11+": 100}, abs=1e-4
-    )
-
-
-def test_a_length_that_nothing_has_is_not_a_number():
-    metric = RougeLByLength()
-    metric.update(["a"], [["a"]], [3])
-    values = metric.compute()
-    assert math.isnan(values["11+"].item())
-    assert values["0-5"].item() == 100
-
-
-@pytest.mark.parametrize("bounds", [(), (5, 5), (10, 5)])
-def test_bounds_rise(bounds):
-    with pytest.raises(ValueError, match="must rise"):
-        RougeLByLength(bounds)

@@ -1,6 +1,6 @@
-"""Calibration: whether a model is right as often as it is sure.
+"""Calibration: whether a model is right as often as it is confident.
 
-Legend: B examples, K label words, N examples of a data set.
+Legend: K label words, N examples of a data set.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 from lightning_minillm.data import EncodedInstructions, InstructionRecord
 from lightning_minillm.evaluation.base import Curve, Evaluation, Findings, Measure, Picture, Record
-from lightning_minillm.evaluation.data_sets import batches_by_length
-from lightning_minillm.evaluation.items import ItemNumbers, metric_name, picture_title
+from lightning_minillm.evaluation.data_sets import batches_by_length, digest_of_data, require_data
+from lightning_minillm.evaluation.items import ItemNumbers, measures_of_sets, metric_name, pictures_of_sets
 from lightning_minillm.evaluation.scoring import response_scores
-from lightning_minillm.files import digest
 from lightning_minillm.functional.calibration import reliability_bins
 
 if TYPE_CHECKING:
@@ -34,12 +33,13 @@ MEASURES = {
     "accuracy": Measure("accuracy %", 1, True),
     "confidence": Measure("mean confidence %", 1),
 }
+PICTURES = {"reliability": Picture("Reliability", "confidence", "accuracy", kind="reliability")}
 _ROOM_FOR_WORDS = 64
 
 
 @dataclass(frozen=True)
 class _Examples:
-    """A tokenised data set: K rows an example, each with one of the label words as response."""
+    """A tokenised data set: K rows per example, each with one of the label words as response."""
 
     rows: EncodedInstructions
     labels: tuple[int, ...]
@@ -55,21 +55,21 @@ class CalibrationEvaluation(Evaluation):
     Each label word is scored as the beginning of a response to the prompt, by the sum of the log-probabilities of its
     tokens; a softmax over the label words gives the probabilities of the classes.
 
-    The findings are ``ece`` (a fraction, as the paper gives it: bins of equal width, weighted by their predictions),
-    ``accuracy`` and ``confidence`` (percent), and the curve of the reliability diagram: accuracy over confidence, of
-    the bins that have predictions.
+    The findings are ``ece`` (a fraction, as in the paper: bins of equal width, weighted by their number of
+    predictions), ``accuracy`` and ``confidence`` (percent), and the curve of the reliability diagram: accuracy over
+    confidence, for the bins with predictions.
 
     Args:
-        datasets: examples by the name of the data set; those without a path are left out. With one left, metrics have
-            plain names; with several, the data set's before theirs.
+        datasets: examples by the name of the data set; those without a path are left out. If one is left, metrics have
+            plain names; if several are, the name of the data set comes first.
         template: makes the prompts.
-        max_prompt_length: tokens of a prompt, at most; longer ones are left out, with a warning.
-        batch_size: sequences that are read together on one rank, K an example.
-        num_bins: bins of the confidence, at least 1.
+        max_prompt_length: maximum number of tokens of a prompt; longer prompts are left out, with a warning.
+        batch_size: number of sequences that one rank processes together, K per example.
+        num_bins: number of bins of the confidence, at least 1.
         cache_dir: folder for tokenised data; ``None`` tokenises every time.
 
     Raises:
-        ValueError: num_bins or batch_size below 1.
+        ValueError: ``num_bins`` or ``batch_size`` is below 1.
 
     Source: MiniLLM (arXiv 2306.08543), section 3.3, "calibration"; Guo et al. (arXiv 1706.04599), eq. 3.
     """
@@ -99,16 +99,8 @@ class CalibrationEvaluation(Evaluation):
         self.cache_dir = cache_dir
         self.data: dict[str, _Examples] = {}
         self.items = ItemNumbers({})
-        self.measures = {self._key(key, name): value for name in self.sources for key, value in MEASURES.items()}
-        self.pictures = {
-            self._key("reliability", name): Picture(
-                picture_title("Reliability", name, self.sources), "confidence", "accuracy", kind="reliability"
-            )
-            for name in self.sources
-        }
-
-    def _key(self, metric: str, data_set: str) -> str:
-        return metric_name(metric, data_set, self.sources)
+        self.measures = measures_of_sets(MEASURES, self.sources)
+        self.pictures = pictures_of_sets(PICTURES, self.sources)
 
     # --- before any model -------------------------------------------------------------------------------------------
 
@@ -116,19 +108,14 @@ class CalibrationEvaluation(Evaluation):
         """Read the data sets, and tokenise every prompt with every label word.
 
         Raises:
-            ValueError: no data set has a path; or data that is missing, empty, broken, or has a label without a word.
+            ValueError: no data set has a path; or data is missing, empty or broken, or has a label without a word.
         """
-        if not self.sources:
-            first = next(iter(self.known), "NAME")
-            raise ValueError(
-                f"calibration has no data: of its data sets ({', '.join(self.known) or 'none'}) none has a path; give"
-                f" at least one, e.g. evaluation.calibration.datasets.{first}.path=FILE"
-            )
+        require_data(self.name, self.known, self.sources)
         for name, source in self.sources.items():
             try:
                 self.data[name] = self._encode(name, source, tokenizer)
             except FileNotFoundError as error:
-                raise ValueError(f"data set '{name}': {error}") from error
+                raise ValueError(f"data set {name!r}: {error}") from error
         self.items = ItemNumbers({name: len(data) for name, data in self.data.items()})
 
     def _encode(self, name: str, source: ClassificationSource, tokenizer: PreTrainedTokenizerBase) -> _Examples:
@@ -148,19 +135,19 @@ class CalibrationEvaluation(Evaluation):
         )
         if rows.num_truncated:
             raise ValueError(
-                f"data set '{name}': a label word of {words} has {_ROOM_FOR_WORDS} tokens or more: shorten it"
+                f"data set {name!r}: a label word of {words} has {_ROOM_FOR_WORDS} tokens or more: shorten it"
             )
         if rows.num_dropped:
             rank_zero_warn(
                 f"{name}: {rows.num_dropped // len(words)} of {len(examples)} prompts have more than"
-                f" max_prompt_length={self.max_prompt_length} tokens and are left out."
+                f" max_prompt_length={self.max_prompt_length} tokens and are left out"
             )
-        # an example's rows have one prompt, so that they were kept or dropped together
+        # the rows of an example have the same prompt, so they are kept or dropped together
         labels = tuple(int(record.task) for record in rows.records[:: len(words)])
         return _Examples(rows, labels, len(words))
 
     def batches(self) -> list[list[int]]:
-        """Return each data set's examples in batches of prompts of like length."""
+        """Return each data set's examples in batches of prompts of similar length."""
         batches = []
         for name, data in self.data.items():
             count = data.num_words
@@ -173,14 +160,9 @@ class CalibrationEvaluation(Evaluation):
         return batches
 
     def identity(self) -> dict[str, Any]:
-        """Return a digest of prompts, label words and labels."""
-        texts = (
-            text
-            for name, data in self.data.items()
-            for record in data.rows.records
-            for text in (name, self.template.format(record.instruction, record.input), record.responses[0], record.task)
-        )
-        return {"name": self.name, "batch_size": self.batch_size, "data": digest({}, texts)}
+        """Return the name, the batch size, and a digest of prompts, label words and labels."""
+        rows = {name: data.rows for name, data in self.data.items()}
+        return {"name": self.name, "batch_size": self.batch_size, "data": digest_of_data(rows, self.template)}
 
     # --- with a model -----------------------------------------------------------------------------------------------
 
@@ -200,17 +182,18 @@ class CalibrationEvaluation(Evaluation):
 
     def findings(self, records: Sequence[Record]) -> Findings:
         """Compute the metrics and the reliability curve of each data set."""
-        values, curves = {}, {}
+        values: dict[str, list[float]] = {}
+        curves: dict[str, Curve] = {}
         for name in self.sources:
             own = [record for record in records if record["data_set"] == name]
             probabilities = torch.tensor([record["logprobs"] for record in own], dtype=torch.float64).softmax(-1)
             labels = torch.tensor([record["label"] for record in own])
             measured = calibration_metrics(probabilities, labels, self.num_bins)
-            values |= {self._key(key, name): [measured[key]] for key in MEASURES}
+            values |= {metric_name(key, name, self.sources): [measured[key]] for key in MEASURES}
             confidence, predicted = probabilities.max(-1)
             bins = reliability_bins(confidence, predicted == labels, self.num_bins)
             filled = bins.counts > 0
-            curves[self._key("reliability", name)] = Curve(
+            curves[metric_name("reliability", name, self.sources)] = Curve(
                 bins.confidence[filled].tolist(), bins.accuracy[filled].tolist()
             )
         return Findings(values, curves)
@@ -220,9 +203,9 @@ def calibration_metrics(probabilities: Tensor, labels: Tensor, num_bins: int = 1
     """Return expected calibration error (a fraction), accuracy and mean confidence (percent).
 
     Args:
-        probabilities: ``[N, K]`` of the classes, each row with sum 1.
+        probabilities: ``[N, K]`` of the classes; each row sums to 1.
         labels: ``[N]`` int64 in ``[0, K)``.
-        num_bins: bins of equal width.
+        num_bins: number of bins, of equal width.
 
     Example:
         >>> found = calibration_metrics(torch.tensor([[0.75, 0.25], [0.75, 0.25]]), torch.tensor([0, 1]))
@@ -240,14 +223,14 @@ def calibration_metrics(probabilities: Tensor, labels: Tensor, num_bins: int = 1
 
 
 def _check_words(name: str, words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make sure that label words can be told apart.
+    """Check that label words differ in their tokens.
 
     Raises:
-        ValueError: two have the same tokens, or one has none.
+        ValueError: two words have the same tokens, or a word has none.
     """
     ids = [tuple(tokenizer(word, add_special_tokens=False).input_ids) for word in words]
     if len(set(ids)) < len(ids) or not all(ids):
         raise ValueError(
-            f"data set '{name}': the label words {', '.join(map(repr, words))} have the token ids {ids} in this"
-            " tokenizer, and cannot be told apart: choose words that it knows"
+            f"data set {name!r}: the label words {', '.join(map(repr, words))} have the token ids {ids} in this"
+            " tokenizer and cannot be told apart: choose words that are in its vocabulary"
         )

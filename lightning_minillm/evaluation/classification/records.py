@@ -1,6 +1,6 @@
 """Classification records: a question with a few possible answers, one of them right.
 
-Label words are what a language model is asked to say; which word stands for which value of the file is given.
+A language model answers with label words; a mapping says which word stands for which value of the file.
 """
 
 from __future__ import annotations
@@ -21,32 +21,33 @@ class ClassificationRecord:
 
     instruction: str
     input: str
-    """What the instruction is about; ``""`` for nothing."""
+    """The text that the instruction refers to; ``""`` for none."""
     label: int
     """Place of the right answer among the label words."""
 
 
 @dataclass(frozen=True)
 class ClassificationSource:
-    """Where to find examples, how they are asked for, and which words answer.
+    """The location of examples, the wording of their prompts, and the words that answer them.
 
     Any file (JSONL, JSON and CSV, also gzipped, TSV, Parquet), folder or hub data set with named columns will do.
 
     Args:
-        path: a file, a folder, or the name of a hub data set; ``None`` where there is none, see :meth:`load`.
+        path: a file, a folder, or the name of a hub data set; ``None`` if there is none, which :meth:`load` refuses.
         instruction: the task; columns in braces (``"{question}"``) are filled in from the row.
-        input: likewise; ``""`` for none.
+        input: the text that the task refers to, with columns in braces as in ``instruction``; ``""`` for none.
         words: the label word for every value of the label column, e.g. ``{"0": "negative", "1": "positive"}``. Values
-            are compared as lower-case text, so that ``true``, ``True`` and ``"true"`` are one; several values may have
-            the same word.
-        label: name of the label column, or several of which the first found counts.
-        columns: for a column in braces, the name or names under which files keep it; its own by default.
+            are compared as lower-case text, so that ``true``, ``True`` and ``"true"`` are the same; several values may
+            have the same word.
+        label: name of the label column, or several in order of preference.
+        columns: for a column in braces, its name in the files, or several in order of preference; by default, the name
+            in braces.
         split: of a folder or hub data set.
-        limit: at most so many examples, at least 1; ``None`` for all.
-        name: configuration of a hub data set that has several.
+        limit: maximum number of examples, at least 1; ``None`` for all.
+        name: configuration of a hub data set with several.
 
     Raises:
-        ValueError: fewer than two words, an empty word, or a limit below 1.
+        ValueError: there are fewer than two words, a word is empty, or the limit is below 1.
     """
 
     path: str | None
@@ -63,7 +64,7 @@ class ClassificationSource:
         words = self.label_words
         if len(words) < 2 or not all(isinstance(word, str) and word.strip() for word in words):
             raise ValueError(
-                "words must give at least two different label words, texts that are not empty, such as"
+                "words must have at least two different, non-empty label words, such as"
                 f" {{'0': 'negative', '1': 'positive'}} (quote yes and no in YAML); got {dict(self.words)}"
             )
         if self.limit is not None and self.limit < 1:
@@ -71,7 +72,7 @@ class ClassificationSource:
 
     @property
     def label_words(self) -> tuple[str, ...]:
-        """The different label words, in the order they are given in."""
+        """The different label words, in the given order."""
         return tuple(dict.fromkeys(self.words.values()))
 
     def load(self) -> list[ClassificationRecord]:
@@ -79,8 +80,8 @@ class ClassificationSource:
 
         Raises:
             FileNotFoundError: the path does not exist.
-            ValueError: no path; a broken file; a row without a column that is asked for, or with a label that has no
-                word (file and line); or no rows at all.
+            ValueError: there is no path; the file is broken or has no rows; or a row lacks a column or has a label
+                without a word (the message names file and line).
         """
         if self.path is None:
             raise ValueError("the data set has no path: give a file, a folder or the name of a hub data set")
@@ -90,7 +91,7 @@ class ClassificationSource:
             if len(records) == self.limit:
                 break
         if not records:
-            raise ValueError(f"'{self.path}' holds no examples: give a file with at least one row")
+            raise ValueError(f"{self.path!r} has no examples: give a file with at least one row")
         return records
 
     def _record(self, row: Mapping[str, Any], where: str) -> ClassificationRecord:
@@ -98,8 +99,8 @@ class ClassificationSource:
         value = str(_column(row, "label", self.label, where)).strip().lower()
         if value not in words:
             raise ValueError(
-                f"{where}: the label {value!r} has no label word; there are words for {', '.join(map(repr, words))}."
-                " Add it to words, or remove the row (test sets of benchmarks come without labels)."
+                f"{where}: the label {value!r} has no label word; there are words for {', '.join(map(repr, words))}:"
+                " add it to words, or remove the row (test sets of benchmarks have no labels)"
             )
         return ClassificationRecord(
             instruction=self._filled(self.instruction, row, where),
@@ -114,21 +115,21 @@ class ClassificationSource:
 
 
 def _column(row: Mapping[str, Any], part: str, names: Names, where: str) -> Any:
-    """Return what a row holds under the first of some names that it has.
+    """Return a row's value in the first column of ``names`` that it has.
 
     Raises:
-        ValueError: it has none of them, or nothing there.
+        ValueError: the row has none of the columns, or the value is empty.
     """
     names = (names,) if isinstance(names, str) else tuple(names)
     found = next((name for name in names if name in row), None)
     if found is None:
         wanted = " or ".join(map(repr, names))
         raise ValueError(
-            f"{where}: no column {wanted} for the {part}; the row has {', '.join(map(repr, row))}."
-            " Name the right one in columns (or in label)."
+            f"{where}: no column {wanted} for the {part}; the row has {', '.join(map(repr, row))}:"
+            " name the right one in columns (or in label)"
         )
     if row[found] is None or row[found] == "":
-        raise ValueError(f"{where}: the column {found!r} is empty: fill it or remove the row.")
+        raise ValueError(f"{where}: the column {found!r} is empty: fill it, or remove the row")
     return row[found]
 
 
@@ -139,7 +140,7 @@ def sst2_source(path: str | None, split: str | None = None, limit: int | None = 
         path: a table with the columns ``text`` or ``sentence``, and ``label`` (0 or 1, or the words); or a hub name
             such as ``stanfordnlp/sst2``.
         split: of a hub data set, e.g. ``validation`` (the test set has no labels).
-        limit: at most so many examples.
+        limit: maximum number of examples; ``None`` for all.
     """
     return ClassificationSource(
         path,
@@ -159,7 +160,7 @@ def boolq_source(path: str | None, split: str | None = None, limit: int | None =
         path: a file with ``question``, ``passage``, and ``answer`` or ``label`` (true or false, 1 or 0); or a hub name
             such as ``google/boolq``.
         split: of a hub data set, e.g. ``validation``.
-        limit: at most so many examples.
+        limit: maximum number of examples; ``None`` for all.
     """
     return ClassificationSource(
         path,

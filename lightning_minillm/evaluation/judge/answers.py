@@ -1,36 +1,59 @@
-"""What a judge answered: kept in a file, and counted against the limits of its cost."""
+"""The answers of a judge: kept in a file, and counted against the cost limits."""
 
 from __future__ import annotations
 
-import json
-import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lightning_minillm.files import append_json_lines, drop_cut_line, iterate_json_lines
+
+
+@dataclass(frozen=True)
+class CostLimits:
+    """The cost of one :meth:`~lightning_minillm.evaluation.judge.ChatClient.ask`, at most.
+
+    Raises:
+        ValueError: a limit is below 1.
+    """
+
+    max_requests: int | None = 1000
+    """Requests, repeated ones included; ``None`` for any number."""
+    max_total_tokens: int | None = None
+    """Tokens of requests and answers; ``None`` for any number. No request is sent once they are reached, so only the
+    requests in flight at that time (at most ``concurrency``) exceed the limit."""
+
+    def __post_init__(self) -> None:
+        for name, limit in (("max_requests", self.max_requests), ("max_total_tokens", self.max_total_tokens)):
+            if limit is not None and limit < 1:
+                raise ValueError(f"{name} must be at least 1 or null, got {limit}")
+
 
 @dataclass(frozen=True)
 class Answers:
-    """What came back of a list of questions."""
+    """The answers to a list of questions."""
 
     texts: tuple[str | None, ...]
-    """One a question; ``None`` where it was refused, or not asked since a limit was reached."""
+    """One per question; ``None`` if it was refused, or was not asked because a limit was reached."""
     num_requests: int
-    """Sent just now, the repeated ones included; the rest was known."""
+    """Requests sent by this call, repeated ones included; all other answers were known."""
     num_tokens: int
-    """Of these requests and their answers."""
+    """Tokens of these requests and their answers."""
     refusals: Mapping[str, str]
-    """By question, what the endpoint said of those that it did not want."""
+    """By question, the reason that the endpoint gave for refusing it."""
     stopped: str | None
-    """The limit that ended it, or ``None``."""
+    """The limit that ended the call, or ``None``."""
 
 
 class AnswerFile:
-    """Answers by key, in a file that grows by a line with each.
+    """Answers by key, in a JSON Lines file to which each answer is appended.
 
     Args:
-        file: JSON lines; ``None`` keeps them in memory only. A line that was cut off is passed over.
+        file: its cut last line, if there is one, is removed; ``None`` keeps answers in memory only.
+
+    Raises:
+        ValueError: a line of the file is not JSON.
     """
 
     def __init__(self, file: str | Path | None) -> None:
@@ -38,49 +61,40 @@ class AnswerFile:
         self._lock = threading.Lock()
         self._answers: dict[str, str] = {}
         if self._file is not None and self._file.is_file():
-            for line in self._file.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    row = json.loads(line)
-                    self._answers[row["key"]] = row["text"]
-                except (json.JSONDecodeError, KeyError, TypeError):
-                    continue
+            drop_cut_line(self._file)
+            self._answers = {row["key"]: row["text"] for row in iterate_json_lines(self._file)}
 
     def get(self, key: str) -> str | None:
         """Return the answer, or ``None``."""
         return self._answers.get(key)
 
     def add(self, key: str, text: str, tokens: int) -> None:
-        """Keep an answer; it is in the file when this returns."""
+        """Keep an answer; it has been handed to the system when this returns."""
         with self._lock:
             self._answers[key] = text
-            if self._file is None:
-                return
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._file, "ab+") as file:
-                if file.tell():  # a process that was killed may have left half a line
-                    file.seek(-1, os.SEEK_END)
-                    cut_off = file.read(1) != b"\n"
-                    file.write(b"\n" if cut_off else b"")
-                file.write(json.dumps({"key": key, "text": text, "tokens": tokens}).encode() + b"\n")
+            if self._file is not None:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                append_json_lines(self._file, [{"key": key, "text": text, "tokens": tokens}])
 
 
 class Spending:
-    """Counts requests and tokens against their limits, for all threads."""
+    """Counts requests and tokens of all threads against the limits."""
 
-    def __init__(self, max_requests: int | None, max_tokens: int | None) -> None:
-        self._limits = {"max_requests": max_requests, "max_total_tokens": max_tokens}
+    def __init__(self, limits: CostLimits) -> None:
+        self._limits = limits
         self._lock = threading.Lock()
         self.requests = self.tokens = 0
         self.stopped: str | None = None
         self.over = threading.Event()
 
     def take(self) -> bool:
-        """Whether one more request may be sent; it counts as sent then."""
+        """Return whether one more request may be sent; if so, it is counted."""
         with self._lock:
-            spent = {"max_requests": self.requests, "max_total_tokens": self.tokens}
-            for name, limit in self._limits.items():
-                if limit is not None and spent[name] >= limit:
-                    self.stopped = f"{name}={limit}"
+            most = self._limits
+            if most.max_requests is not None and self.requests >= most.max_requests:
+                self.stopped = f"max_requests={most.max_requests}"
+            if most.max_total_tokens is not None and self.tokens >= most.max_total_tokens:
+                self.stopped = f"max_total_tokens={most.max_total_tokens}"
             if self.stopped is not None or self.over.is_set():
                 return False
             self.requests += 1

@@ -1,8 +1,7 @@
-"""Asks a chat model behind any OpenAI-compatible endpoint: retries, a cost limit, and a file of what was answered."""
+"""A client for chat models behind any OpenAI-compatible endpoint, with retries, cost limits and a file of answers."""
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import json
 import os
@@ -14,22 +13,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from lightning_minillm.evaluation.judge.answers import AnswerFile, Answers, Spending
+from lightning_minillm.evaluation.judge.answers import AnswerFile, Answers, CostLimits, Spending
+from lightning_minillm.files import digest
 
-_LATER = (408, 409, 425, 429, 500, 502, 503, 504)  # the same request may work in a while
-_THIS_REQUEST = (400, 413, 422)  # another request may work
+_LATER = (408, 409, 425, 429, 500, 502, 503, 504)  # the same request may succeed later
+_THIS_REQUEST = (400, 413, 422)  # a different request may succeed
 _LONGEST_WAIT = 60.0
-_REFUSALS = 5  # so many without a single answer, and it is not for the requests' sake
-_CHARACTERS_PER_TOKEN = 3  # on the safe side, for endpoints that do not say
+_REFUSALS = 5  # after this many refusals and no answer, the endpoint is at fault, not the requests
+_CHARACTERS_PER_TOKEN = 3  # a cautious estimate, for endpoints that do not report tokens
 _FAILURES = (urllib.error.URLError, http.client.HTTPException, OSError)
 
 
 class JudgeError(ValueError):
-    """The endpoint cannot be reached, or does not answer; what it has answered is kept."""
+    """The endpoint cannot be reached, or does not answer; the answers received so far are kept."""
 
 
 class _LaterError(Exception):
-    """A request that may be sent again, after some seconds if the endpoint says so."""
+    """A request that may be repeated, after ``wait`` seconds if the endpoint asked for that."""
 
     def __init__(self, reason: str, wait: float | None = None) -> None:
         super().__init__(reason)
@@ -37,32 +37,30 @@ class _LaterError(Exception):
 
 
 class _RefusedError(Exception):
-    """A request that the endpoint does not want."""
+    """A request that the endpoint refuses."""
 
 
 class ChatClient:
     """Sends questions to the ``/chat/completions`` of an OpenAI-compatible endpoint.
 
     Args:
-        base_url: up to the version, such as ``http://localhost:8000/v1``; ``None`` where none is chosen, see
-            :meth:`check`.
-        model: name that the endpoint knows; likewise.
-        api_key_env: environment variable that holds the key; ``None`` for an endpoint that needs none.
-        options: further fields of every request, such as ``temperature`` and ``max_tokens``; those that are ``None``
-            are left out.
-        cache_file: JSON lines of answers, by a digest of the request, so that nothing is asked twice; ``None`` for
+        base_url: URL up to the version, such as ``http://localhost:8000/v1``; ``None`` if none is chosen, which
+            :meth:`check` refuses.
+        model: name of the model at the endpoint; ``None`` as for ``base_url``.
+        api_key_env: environment variable with the key; ``None`` for an endpoint without keys.
+        options: other fields of every request, such as ``temperature`` and ``max_tokens``; fields that are ``None`` are
+            left out.
+        cache_file: JSON Lines file of answers by a digest of the request, so that nothing is asked twice; ``None`` for
             none.
-        max_requests: requests that one :meth:`ask` sends, at most, repeated ones included; ``None`` for any number.
-        max_total_tokens: tokens that one :meth:`ask` costs: nothing more is sent once they are reached, so that only
-            the requests under way then (``concurrency`` at most) go beyond. ``None`` for any number.
-        max_retries: how often a request is sent again after a failure that may pass (no connection, a timeout, 429,
-            500, ...); at least 0.
-        backoff: seconds before the first of these, doubled with each, unless the endpoint says how long.
+        limits: of the cost of one :meth:`ask`.
+        max_retries: how often a request is repeated after a failure that may pass (no connection, a timeout, 429, 500,
+            ...); at least 0.
+        backoff: seconds before the first repetition, doubled with each, unless the endpoint asks for a different wait.
         timeout: seconds to wait for an answer.
-        concurrency: requests under way at once, at least 1.
+        concurrency: number of requests in flight at once, at least 1.
 
     Raises:
-        ValueError: a URL that is not http or https, or an option outside its range.
+        ValueError: the URL is not http or https, or an option is outside its range.
     """
 
     def __init__(
@@ -73,8 +71,7 @@ class ChatClient:
         api_key_env: str | None = "OPENAI_API_KEY",
         options: Mapping[str, Any] | None = None,
         cache_file: str | Path | None = None,
-        max_requests: int | None = 1000,
-        max_total_tokens: int | None = None,
+        limits: CostLimits | None = None,
         max_retries: int = 5,
         backoff: float = 1.0,
         timeout: float = 60.0,
@@ -84,12 +81,10 @@ class ChatClient:
         if base_url is not None and (parts.scheme not in ("http", "https") or not parts.netloc):
             raise ValueError(f"base_url must be like http://localhost:8000/v1, got {base_url!r}")
         for name, value, least in (
-            ("max_requests", max_requests, 1),
-            ("max_total_tokens", max_total_tokens, 1),
             ("max_retries", max_retries, 0),
             ("concurrency", concurrency, 1),
         ):
-            if value is not None and value < least:
+            if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         if timeout <= 0 or backoff < 0:
             raise ValueError(f"timeout must be positive and backoff not negative, got {timeout} and {backoff}")
@@ -98,17 +93,17 @@ class ChatClient:
         self.api_key_env = api_key_env
         options = {"temperature": 0.0, "max_tokens": 512} if options is None else options
         self.options = {name: value for name, value in options.items() if value is not None}
-        self.max_requests, self.max_total_tokens = max_requests, max_total_tokens
+        self.limits = limits or CostLimits()
         self.max_retries, self.backoff, self.timeout, self.concurrency = max_retries, backoff, timeout, concurrency
         self._cache = AnswerFile(cache_file)
         self._opener = urllib.request.build_opener(_NoRedirect)
 
     def check(self) -> None:
-        """Make sure that there is a key and that somebody listens, without asking anything.
+        """Check that there is a key and that the endpoint answers, without asking anything.
 
         Raises:
-            JudgeError: there is no base_url or model, the variable holds no key, the endpoint cannot be reached, or it
-                does not take the key.
+            JudgeError: there is no base_url or model, the variable has no key, the endpoint cannot be reached, or it
+                does not accept the key.
         """
         if not self.base_url or not self.model:
             raise JudgeError(
@@ -117,13 +112,14 @@ class ChatClient:
             )
         try:
             self._open(urllib.request.Request(f"{self.base_url}/models", headers=self._headers())).close()
-        except urllib.error.HTTPError as error:  # somebody listens; not every endpoint lists its models
+        except urllib.error.HTTPError as error:  # the endpoint answers; not every one lists its models
             error.close()
             if error.code in (401, 403):
                 raise self._key_error(error.code) from error
         except _FAILURES as error:
             raise JudgeError(
-                f"the judge at {self.base_url} cannot be reached ({_reason(error)}): start it, or give another base_url"
+                f"the judge at {self.base_url} cannot be reached ({_reason(error)}): start it, or give a"
+                " different base_url"
             ) from error
 
     def known(self, question: str) -> str | None:
@@ -131,16 +127,17 @@ class ChatClient:
         return self._cache.get(self._key(question))
 
     def ask(self, questions: Sequence[str], on_answer: Callable[[], None] = lambda: None) -> Answers:
-        """Ask each question that is not answered yet, in order, as long as the limits allow.
+        """Ask each question that has no answer yet, in order, as long as the limits allow.
 
         Args:
-            questions: texts of a user's turn; the same one twice is asked once.
-            on_answer: called after each, from any thread.
+            questions: texts of a user's turn; duplicates are asked once.
+            on_answer: called after each answer, from any thread.
 
         Raises:
-            JudgeError: a request failed for good, or the first ones were all refused. What was answered is in the file.
+            JudgeError: a request failed permanently, or the first requests were all refused. Answers received before
+                are in the file.
         """
-        spending = Spending(self.max_requests, self.max_total_tokens)
+        spending = Spending(self.limits)
         unknown = [question for question in dict.fromkeys(questions) if self.known(question) is None]
         answered = len(unknown) < len(set(questions))
         refusals: dict[str, str] = {}
@@ -154,7 +151,7 @@ class ChatClient:
             except _RefusedError as error:
                 refusals[question] = str(error)
                 if len(refusals) >= min(_REFUSALS, len(unknown)) and not answered:
-                    raise JudgeError(f"the judge at {self.base_url} takes no request: {error}") from error
+                    raise JudgeError(f"the judge at {self.base_url} accepts no request: {error}") from error
             on_answer()
             return text
 
@@ -188,11 +185,10 @@ class ChatClient:
         return {**self.options, "model": self.model, "messages": [{"role": "user", "content": question}]}
 
     def _key(self, question: str) -> str:
-        request = json.dumps([self.base_url, self._body(question)], sort_keys=True)
-        return hashlib.sha256(request.encode()).hexdigest()
+        return digest([self.base_url, self._body(question)])
 
     def _ask(self, question: str, spending: Spending) -> str | None:
-        """Send one request, again where that may help; ``None`` where a limit is reached."""
+        """Send one request, repeating it if that may help; return ``None`` if a limit is reached."""
         for attempt in range(self.max_retries + 1):
             if not spending.take():
                 return None
@@ -201,8 +197,8 @@ class ChatClient:
             except _LaterError as error:
                 if attempt == self.max_retries:
                     raise JudgeError(
-                        f"the judge at {self.base_url} did not answer in {attempt + 1} attempts ({error}). What it has"
-                        " answered is kept: start the same command again to go on"
+                        f"the judge at {self.base_url} did not answer in {attempt + 1} attempts ({error}). Its"
+                        " answers so far are kept: repeat the command to resume"
                     ) from error
                 wait = self.backoff * 2**attempt if error.wait is None else error.wait
                 spending.over.wait(min(wait, _LONGEST_WAIT))
@@ -225,8 +221,8 @@ class ChatClient:
         text, tokens = _read(content)
         if text is None:
             raise JudgeError(
-                f"{self.base_url}/chat/completions answers in another form ({content[:200]!r}): give the base_url of an"
-                " OpenAI-compatible endpoint, up to its version, such as http://localhost:8000/v1"
+                f"{self.base_url}/chat/completions does not answer with a chat completion ({content[:200]!r}): give"
+                " the base_url of an OpenAI-compatible endpoint, up to its version, such as http://localhost:8000/v1"
             )
         return text, tokens or (len(question) + len(text)) // _CHARACTERS_PER_TOKEN
 
@@ -251,7 +247,7 @@ class ChatClient:
 
     def _key_error(self, code: int) -> JudgeError:
         where = f"the key in {self.api_key_env}" if self.api_key_env else "requests without a key: set api_key_env"
-        return JudgeError(f"the judge at {self.base_url} does not take {where} (HTTP {code})")
+        return JudgeError(f"the judge at {self.base_url} does not accept {where} (HTTP {code})")
 
     def _secret(self) -> str | None:
         return os.environ.get(self.api_key_env, "").strip() if self.api_key_env else None
@@ -262,26 +258,26 @@ class ChatClient:
             return {}
         if not key:
             raise JudgeError(
-                f"the environment variable {self.api_key_env} holds no key for {self.base_url}: set it, name another"
-                " one in api_key_env, or set that to null for an endpoint that needs none"
+                f"the environment variable {self.api_key_env} has no key for {self.base_url}: set it, name a"
+                " different one in api_key_env, or set that to null for an endpoint without keys"
             )
         if not key.isascii() or not key.isprintable():  # http.client would show it in its error
-            raise JudgeError(f"the environment variable {self.api_key_env} holds characters that no key has")
+            raise JudgeError(f"the environment variable {self.api_key_env} contains characters that no key has")
         return {"Authorization": f"Bearer {key}"}
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Follows nothing: the key is for the given host alone."""
+    """Refuses redirections: the key is for the given host alone."""
 
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         """Make the redirection an error."""
 
 
 def _read(content: bytes) -> tuple[str | None, int]:
-    """Return text and tokens of a chat completion.
+    """Return the text and the number of tokens of a chat completion.
 
-    The text is ``""`` where the model said nothing and ``None`` where this is no chat completion; tokens that are not
-    told are 0.
+    The text is ``""`` if the model said nothing and ``None`` if this is not a chat completion; the number of tokens is
+    0 if it is not reported. Lone surrogates, which cannot be written to a file, are replaced.
     """
     try:
         completion = json.loads(content)
@@ -291,9 +287,9 @@ def _read(content: bytes) -> tuple[str | None, int]:
         return None, 0
     if isinstance(text, list):  # parts
         text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
-    return text or "", tokens
+    return (text or "").encode("utf-8", "replace").decode(), tokens
 
 
 def _reason(error: BaseException) -> str:
-    reason = getattr(error, "reason", None) or error
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error
     return f"{type(reason).__name__}: {reason}" if isinstance(reason, BaseException) else str(reason)

@@ -10,45 +10,39 @@ from rich.console import Console
 from rich.progress import Progress
 
 from lightning_minillm.data.records import iterate_rows
-from lightning_minillm.evaluation.base import Findings, Record
-from lightning_minillm.evaluation.items import metric_name
+from lightning_minillm.evaluation.base import Evaluation, Findings, Picture, Record
+from lightning_minillm.evaluation.items import measures_of_sets, metric_name
 from lightning_minillm.evaluation.judge.prompts import ask_for_scores, ask_for_verdict
 from lightning_minillm.evaluation.judge.rows import MEASURES, Mode, judge_row, summarise_rows
-from lightning_minillm.evaluation.prompted import PromptedEvaluation
 from lightning_minillm.rollout import decode_responses, sampler_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from lightning_minillm.data import PromptTemplate, RecordSource
     from lightning_minillm.evaluation.judge.answers import Answers
     from lightning_minillm.evaluation.judge.client import ChatClient
+    from lightning_minillm.evaluation.prompt_sets import PromptSets
     from lightning_minillm.models import ModelPair
-    from lightning_minillm.rollout import SamplingConfig
 
 
-class JudgeEvaluation(PromptedEvaluation):
-    """Samples a response to every prompt and has a chat model judge it.
+class JudgeEvaluation(Evaluation):
+    """Samples a response to every prompt and lets a chat model judge it.
 
-    Responses are sampled on all ranks; the first one asks the judge, after all are there. Answers are kept in the
-    client's file, so that what was stopped, by hand or by a limit, goes on without asking anything twice.
+    Responses are sampled on all ranks; the first rank asks the judge once all of them exist. Answers are kept in the
+    client's file, so that a run stopped by hand or by a limit resumes without asking anything twice.
 
     Args:
-        sources: see :class:`~lightning_minillm.evaluation.prompted.PromptedEvaluation`.
-        template: likewise.
-        sampling: likewise, of the student.
+        prompts: the data sets, and how the student responds to them. Responses of all seeds count together.
         client: asks the judge.
         mode: ``score``: scores from 1 to 10 of the response and of the first reference, and the ratio of their sums
             over all rows in percent; ``pairwise``: wins, ties and losses against the baseline's responses.
-        baseline: for ``pairwise``, files of its responses (JSON lines with ``prompt`` and ``response``, as
-            ``minillm-evaluate`` writes them) by the name of the data set, or the one file of the one data set.
-        swap_order: show every pair in both orders. The scores are averaged; a win or loss is one only if both orders
-            agree, else it is a tie. ``False`` asks half as much and keeps the judge's liking for a place.
-        seed: of sampling.
-        options: of :class:`~lightning_minillm.evaluation.prompted.PromptedEvaluation`, ``seeds`` aside.
+        baseline: for ``pairwise``, files with its responses (JSON Lines with ``prompt`` and ``response``, as written by
+            ``minillm-evaluate``) by the name of the data set, or one file if there is one data set.
+        swap_order: show every pair in both orders. The scores are averaged; a win or loss counts only if both orders
+            agree, otherwise the row is a tie. ``False`` halves the requests but keeps the judge's position bias.
 
     Raises:
-        ValueError: no data set, an unknown mode, pairwise without a baseline, or sampling that mixes in a teacher.
+        ValueError: the mode is unknown, or ``pairwise`` has no baseline.
 
     Source: MiniLLM (arXiv 2306.08543), section 3.1, "GPT-4 feedback"; the swap: Zheng et al. (arXiv 2306.05685).
     """
@@ -58,60 +52,65 @@ class JudgeEvaluation(PromptedEvaluation):
 
     def __init__(
         self,
-        sources: Mapping[str, RecordSource],
-        template: PromptTemplate,
-        sampling: SamplingConfig,
+        prompts: PromptSets,
         client: ChatClient,
         *,
         mode: Mode = "score",
         baseline: Mapping[str, str] | str | None = None,
         swap_order: bool = True,
-        seed: int = 10,
-        **options: Any,
     ) -> None:
         if mode not in ("score", "pairwise"):
             raise ValueError(f"mode must be score or pairwise, got {mode!r}")
-        self.measures_of_a_set = MEASURES[mode]
-        super().__init__(sources, template, sampling, seeds=[seed], **options)
+        self.prompts = prompts
         self.client = client
         self.mode = mode
-        self.baseline = _by_data_set(baseline, self.sources) if mode == "pairwise" else {}
+        self.baseline = _by_data_set(baseline, prompts.names) if mode == "pairwise" else {}
         self.swap_order = swap_order
         self.opponents: dict[str, dict[str, str]] = {}
+        self.measures = measures_of_sets(MEASURES[mode], prompts.names)
+        self.pictures: dict[str, Picture] = {}
 
     # --- before any model -------------------------------------------------------------------------------------------
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Make sure that the judge can be reached, and read the data and the baseline's responses.
+        """Check that the judge can be reached, and read the data and the baseline's responses.
 
         Raises:
-            ValueError: the judge cannot be reached; data that is missing, empty or lacks a field; or a baseline without
-                a response to a prompt.
+            ValueError: the judge cannot be reached; data is missing, is empty or lacks a field; or the baseline has no
+                response to a prompt.
         """
         self.client.check()
-        super().prepare(tokenizer)
-        for name in self.baseline:
-            self.opponents[name] = _read_responses(self.baseline[name])
+        self.prompts.prepare(tokenizer)
+        for name, file in self.baseline.items():
+            self.opponents[name] = _read_responses(file)
             self._check_opponent(name)
 
     def _check_opponent(self, name: str) -> None:
-        prompts = self.data[name].evaluation_batch(range(len(self.data[name]))).prompt_texts
+        data = self.prompts.data[name]
+        prompts = data.evaluation_batch(range(len(data))).prompt_texts
         missing = [prompt for prompt in prompts if prompt not in self.opponents[name]]
         if missing:
             raise ValueError(
-                f"the baseline's file '{self.baseline[name]}' has no response to {len(missing)} of the {len(prompts)}"
-                f" prompts of data set '{name}', such as {missing[0][:80]!r}: evaluate the baseline on the same data"
+                f"the baseline's file {self.baseline[name]!r} has no response to {len(missing)} of the {len(prompts)}"
+                f" prompts of data set {name!r}, such as {missing[0][:80]!r}: evaluate the baseline on the same data"
             )
+
+    def batches(self) -> list[list[int]]:
+        """Return the batches of the prompts."""
+        return self.prompts.batches()
+
+    def identity(self) -> dict[str, Any]:
+        """Return the name, and what determines the prompts and responses; the judge does not."""
+        return {"name": self.name, **self.prompts.identity()}
 
     # --- with a model -----------------------------------------------------------------------------------------------
 
     def step(self, pair: ModelPair, items: Sequence[int]) -> list[Record]:
         """Sample a batch of responses."""
-        place, name, rows = self.find(items)
-        batch = self.data[name].evaluation_batch(rows).to(pair.device)
-        responses = decode_responses(
-            pair.tokenizer, sampler_for(pair, self.sampling).sample(batch.prompts, seed=self.seeds[place])
-        )
+        seed, name, rows = self.prompts.find(items)
+        batch = self.prompts.data[name].evaluation_batch(rows).to(pair.device)
+        rollouts = sampler_for(pair, self.prompts.sampling).sample(batch.prompts, seed=seed)
+        responses = decode_responses(pair.tokenizer, rollouts)
         return [
             {
                 "item": items[row],
@@ -128,27 +127,29 @@ class JudgeEvaluation(PromptedEvaluation):
     # --- afterwards -------------------------------------------------------------------------------------------------
 
     def findings(self, records: Sequence[Record]) -> Findings:
-        """Ask the judge about all responses, and compute what it thinks of them.
+        """Ask the judge about all responses, and summarise its answers.
 
         Raises:
-            JudgeError: the judge does not answer any more; responses and answers are kept.
+            JudgeError: the judge stopped answering; responses and answers are kept.
         """
         questions = [question for record in records for question in self._questions(record)]
         answers = self._ask(questions)
         texts = dict(zip(questions, answers.texts, strict=True))
         refused = dict.fromkeys(answers.refusals, "")
         values: dict[str, list[float]] = {}
-        for name in self.sources:
+        for name in self.prompts.names:
             rows = [
                 judge_row(self.mode, [refused.get(question, texts[question]) for question in self._questions(record)])
                 for record in records
                 if record["data_set"] == name
             ]
-            values |= {metric_name(key, name, self.sources): [value] for key, value in summarise_rows(rows).items()}
+            values |= {
+                metric_name(key, name, self.prompts.names): [value] for key, value in summarise_rows(rows).items()
+            }
         return Findings({name: values[name] for name in self.measures if name in values})
 
     def _questions(self, record: Record) -> list[str]:
-        """Return what is asked of a row: the response first, then, if orders are swapped, second."""
+        """Return the questions about a row: with the response shown first, then, if orders are swapped, second."""
         ask, other = ask_for_scores, record["references"][0]
         if self.mode == "pairwise":
             ask, other = ask_for_verdict, self.opponents[record["data_set"]][record["prompt"]]
@@ -163,9 +164,9 @@ class JudgeEvaluation(PromptedEvaluation):
             progress.update(task, completed=len(set(questions)))
         if answers.stopped is not None:
             rank_zero_warn(
-                f"the judge was asked no more after {answers.num_requests} requests and {answers.num_tokens} tokens:"
-                f" {answers.stopped} is reached, and {sum(text is None for text in answers.texts)} of"
-                f" {len(questions)} questions are open. Raise it and start the same command again to go on"
+                f"the judge was asked nothing more after {answers.num_requests} requests and {answers.num_tokens}"
+                f" tokens: {answers.stopped} is reached, and {sum(text is None for text in answers.texts)} of"
+                f" {len(questions)} questions are open. Raise it and repeat the command to resume"
             )
         if answers.refusals:
             example = next(iter(answers.refusals.values()))
@@ -173,7 +174,7 @@ class JudgeEvaluation(PromptedEvaluation):
         return answers
 
     def texts(self, records: Sequence[Record]) -> dict[str, list[Record]]:
-        """Return the responses of each data set with what the judge said of them."""
+        """Return the responses of each data set with their judgements."""
         files: dict[str, list[Record]] = {}
         for record in records:
             row = judge_row(self.mode, [self.client.known(question) for question in self._questions(record)])
@@ -181,32 +182,32 @@ class JudgeEvaluation(PromptedEvaluation):
             said |= {"score": row.scores[0], "reference_score": row.scores[1]} if row.scores else {}
             said |= {"outcome": row.outcome} if row.outcome else {}
             kept = {key: value for key, value in record.items() if key not in ("item", "data_set")}
-            prefix = f"{record['data_set']}_" if len(self.sources) > 1 else ""
+            prefix = f"{record['data_set']}_" if len(self.prompts.names) > 1 else ""
             files.setdefault(f"{prefix}judge", []).append(kept | said)
         return files
 
 
-def _by_data_set(baseline: Mapping[str, str] | str | None, sources: Mapping[str, object]) -> dict[str, str]:
+def _by_data_set(baseline: Mapping[str, str] | str | None, names: Sequence[str]) -> dict[str, str]:
     """Return the baseline's file of each data set.
 
     Raises:
-        ValueError: one has none.
+        ValueError: a data set has none.
     """
-    if isinstance(baseline, str) and len(sources) == 1:
-        return dict.fromkeys(sources, baseline)
+    if isinstance(baseline, str) and len(names) == 1:
+        return dict.fromkeys(names, baseline)
     files = dict(baseline) if isinstance(baseline, Mapping) else {}
-    missing = [name for name in sources if not files.get(name)]
+    missing = [name for name in names if not files.get(name)]
     if missing:
-        example = "FILE" if len(sources) == 1 else f"{{{', '.join(f'{name}: FILE' for name in sources)}}}"
+        example = "FILE" if len(names) == 1 else f"{{{', '.join(f'{name}: FILE' for name in names)}}}"
         raise ValueError(
             f"pairwise judging needs the baseline's responses to {', '.join(missing)}: evaluation.judge.baseline="
-            f"{example}, as evaluation=[responses] writes them to responses/"
+            f"{example}, as written to responses/ by evaluation=[responses]"
         )
-    return {name: files[name] for name in sources}
+    return {name: files[name] for name in names}
 
 
 def _read_responses(file: str) -> dict[str, str]:
-    """Return responses by their prompts, the first of each.
+    """Return responses by their prompts, the first response to each.
 
     Raises:
         ValueError: there is no such file, or a row lacks a field.

@@ -1,4 +1,4 @@
-"""What a judge is asked about two responses, and how its answer is read."""
+"""The requests to a judge about two responses, and the parsing of its answers."""
 
 from __future__ import annotations
 
@@ -51,24 +51,25 @@ _STATED = re.compile(  # and nothing after it in its sentence
     re.IGNORECASE | re.MULTILINE,
 )
 _ALONE = re.compile(r"\W*(?:response\s+)?(A|B|tie)\W*", re.IGNORECASE)
+_VERDICTS: dict[str, Verdict] = {"A": "A", "B": "B"}  # everything else is a tie
 _THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)
 
 
 def ask_for_scores(prompt: str, first: str, second: str) -> str:
-    """Return the request for scores of two responses, which are called A and B."""
+    """Return the request for scores of two responses, called A and B."""
     return SCORE_PROMPT.format(prompt=prompt, first=first, second=second)
 
 
 def ask_for_verdict(prompt: str, first: str, second: str) -> str:
-    """Return the request for the better of two responses, which are called A and B."""
+    """Return the request for the better of two responses, called A and B."""
     return PAIRWISE_PROMPT.format(prompt=prompt, first=first, second=second)
 
 
 def read_scores(answer: str) -> tuple[float, float] | None:
-    """Return the scores of A and B, each in [1, 10], or ``None`` where there are none to be found.
+    """Return the scores of A and B, each in [1, 10], or ``None`` if the answer has none.
 
-    They are taken from ``A: 8`` and ``B: 7`` in any spelling (``Response A = 8/10``, ``"A": 8``, ``**A**: 8``), else
-    from the first line that holds two numbers and no words.
+    They are read from ``A: 8`` and ``B: 7`` in any spelling (``Response A = 8/10``, ``"A": 8``, ``**A**: 8``), else
+    from the first line with two numbers and no words.
 
     Example:
         >>> read_scores("A: 8, B: 6.5\\nA is more detailed."), read_scores("8 7"), read_scores("Both are fine.")
@@ -86,10 +87,10 @@ def read_scores(answer: str) -> tuple[float, float] | None:
 
 
 def read_verdict(answer: str) -> Verdict | None:
-    """Return which response is better, or ``None`` where the answer does not say.
+    """Return which response is better, or ``None`` if the answer does not say.
 
-    It is taken from ``[[A]]``, ``[[B]]`` or ``[[tie]]``, where all that there are say the same; else from a first line
-    that is ``A``, ``B`` or ``tie``; else from ``verdict: A``, ``the winner is B`` and the like, if they agree.
+    The verdict is read from ``[[A]]``, ``[[B]]`` or ``[[tie]]``; else from a first line that is ``A``, ``B`` or
+    ``tie``; else from ``verdict: A``, ``the winner is B`` and the like. Contradicting verdicts count as none.
 
     Example:
         >>> read_verdict("[[B]]\\nIt is shorter."), read_verdict("Tie."), read_verdict("Hard to say.")
@@ -101,5 +102,5 @@ def read_verdict(answer: str) -> Verdict | None:
         if found:
             verdicts = {word.upper() for word in found}
             word = verdicts.pop()
-            return None if verdicts else {"A": "A", "B": "B"}.get(word, "tie")  # type: ignore[return-value]
+            return None if verdicts else _VERDICTS.get(word, "tie")
     return None

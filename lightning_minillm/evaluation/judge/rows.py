@@ -1,7 +1,8 @@
-"""What a judge said of single rows, and of all of them together."""
+"""A judge's answers about single rows, and their summary over all rows."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -9,6 +10,9 @@ from lightning_minillm.evaluation.base import Measure
 from lightning_minillm.evaluation.judge.prompts import read_scores, read_verdict
 
 Mode = Literal["score", "pairwise"]
+Outcome = Literal["win", "tie", "loss"]
+
+_OUTCOMES: tuple[Outcome, ...] = ("win", "tie", "loss")
 
 _SCORES = {
     "score_ratio": Measure("score / reference's %", 1, True),
@@ -26,26 +30,27 @@ _COUNTS = {
     "unreadable": Measure("rows without a readable answer", 0, False),
 }
 MEASURES = {"score": _SCORES | _COUNTS, "pairwise": _RATES | _COUNTS}
-"""By mode, how the values of its rows are shown."""
+"""By mode, how each value is shown."""
 
 
 class JudgedRow(NamedTuple):
-    """What a judge said of one row, by all its answers."""
+    """The judgement of one row, from all answers about it."""
 
     state: Literal["judged", "not_judged", "unreadable"]
-    """``not_judged``: not all was asked; ``unreadable``: an answer was refused or says nothing."""
+    """``not_judged``: not every question was asked; ``unreadable``: one was refused, or its answer has no judgement."""
     scores: tuple[float, float] | None = None
-    """Of the response and of the reference, each the mean over the orders that were asked."""
-    outcome: Literal["win", "tie", "loss"] | None = None
-    """Of the response against the baseline's."""
+    """Of the response and of the reference, each averaged over the orders that were asked."""
+    outcome: Outcome | None = None
+    """Of the response against the baseline's response."""
 
 
 def judge_row(mode: Mode, answers: Sequence[str | None]) -> JudgedRow:
-    """Put the answers of one row together.
+    """Combine the answers about one row.
 
     Args:
-        mode: what was asked.
-        answers: with the response as A, then, if orders are swapped, as B; ``None`` where nothing was asked.
+        mode: ``score`` or ``pairwise``.
+        answers: with the response shown as A, then, if orders are swapped, as B; ``None`` for a question that was not
+            asked, ``""`` for one that was refused.
     """
     if any(answer is None for answer in answers):
         return JudgedRow("not_judged")
@@ -66,7 +71,7 @@ def judge_row(mode: Mode, answers: Sequence[str | None]) -> JudgedRow:
 
 
 def summarise_rows(rows: Sequence[JudgedRow]) -> dict[str, float]:
-    """Return scores or rates of the rows that were judged, and how many were and were not.
+    """Return mean scores or rates of the rows that were judged, and the number of rows in each state.
 
     Example:
         >>> rows = [JudgedRow("judged", scores=scores) for scores in [(4.0, 8.0), (5.0, 10.0)]]
@@ -85,6 +90,6 @@ def summarise_rows(rows: Sequence[JudgedRow]) -> dict[str, float]:
             "reference_score": others / len(scores),
         }
     if outcomes:
-        names = {"win_rate": "win", "tie_rate": "tie", "loss_rate": "loss"}
-        values = {key: 100 * outcomes.count(outcome) / len(outcomes) for key, outcome in names.items()}
+        shares = {outcome: 100 * count / len(outcomes) for outcome, count in Counter(outcomes).items()}
+        values = {f"{outcome}_rate": shares.get(outcome, 0.0) for outcome in _OUTCOMES}
     return values | {key: sum(row.state == key for row in rows) for key in _COUNTS}

@@ -1,6 +1,6 @@
-"""Passage retrieval: passages ranked by how likely they make the question.
+"""Passage retrieval: passages ranked by the likelihood of the question given the passage.
 
-Legend: C candidates of a question, N target tokens.
+Legend: D dimensions of an embedding.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torchmetrics.retrieval import RetrievalMRR, RetrievalRecall
+from torchmetrics.functional.retrieval import retrieval_recall, retrieval_reciprocal_rank
 
 from lightning_minillm.data import EncodedInstructions, InstructionRecord
 from lightning_minillm.evaluation.base import Evaluation, Findings, Measure, Picture, Record
-from lightning_minillm.evaluation.items import ItemNumbers, metric_name
+from lightning_minillm.evaluation.data_sets import digest_of_data, require_data
+from lightning_minillm.evaluation.items import ItemNumbers, measures_of_sets, metric_name
 from lightning_minillm.evaluation.scoring import response_scores
-from lightning_minillm.files import digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,9 +30,9 @@ INSTRUCTION = "Read the passage and write a question or claim about what it says
 
 
 class SentenceEncoder(Protocol):
-    """What ranks passages without a language model, such as sentence-transformers' ``SentenceTransformer``."""
+    """A model that ranks passages by embeddings, such as sentence-transformers' ``SentenceTransformer``."""
 
-    def encode(self, sentences: list[str]) -> Any:
+    def encode(self, sentences: list[str]) -> npt.ArrayLike:
         """Return an array ``[len(sentences), D]``."""
         ...
 
@@ -60,20 +61,20 @@ class RetrievalEvaluation(Evaluation):
     Values are means over questions, in percent.
 
     Args:
-        datasets: retrieval sets by name; those without a path are left out. With one left, metrics have plain names.
+        datasets: retrieval sets by name; those without a path are left out. If one is left, metrics have plain names.
         template: makes the prompts.
-        num_questions: at most so many of each set, its first; ``None`` for all.
-        num_candidates: passages that are ranked for a question: the relevant ones, and others drawn from its
+        num_questions: number of questions of each set, from its start; ``None`` for all.
+        num_candidates: number of passages that are ranked for a question: the relevant ones, and others drawn from its
             candidates; at least 2, ``None`` for all.
         recall_at: the k of Recall@k, each at least 1.
-        seed: of that draw.
-        max_passage_length: tokens of a passage, at most; the rest is cut.
-        max_length: tokens of prompt and question together, at most.
-        batch_size: sequences that are read together on one rank.
-        encoder: makes a sentence encoder, whose ranking by cosine is measured, too; ``None`` for none.
+        seed: of the draw of candidates.
+        max_passage_length: maximum number of tokens of a passage; longer passages are cut.
+        max_length: maximum number of tokens of prompt and question.
+        batch_size: number of sequences that one rank processes together.
+        encoder: makes a sentence encoder, whose ranking by cosine similarity is measured too; ``None`` for none.
 
     Raises:
-        ValueError: an option outside its range.
+        ValueError: an option is outside its range.
     """
 
     name = "retrieval"
@@ -98,7 +99,10 @@ class RetrievalEvaluation(Evaluation):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not recall_at or min(recall_at) < 1 or (num_questions is not None and num_questions < 1):
-            raise ValueError("recall_at must name values of at least 1, and num_questions be at least 1 or null")
+            raise ValueError(
+                f"recall_at must be values of at least 1 and num_questions at least 1 or null, got {list(recall_at)}"
+                f" and {num_questions}"
+            )
         self.known = tuple(datasets)
         self.sources = {name: source for name, source in datasets.items() if source.path is not None}
         self.template = template
@@ -113,11 +117,7 @@ class RetrievalEvaluation(Evaluation):
         self.encoder_scores: dict[str, list[list[float]]] = {}
         self.items = ItemNumbers({})
         self.pictures: Mapping[str, Picture] = {}
-        self.measures = {
-            metric_name(key, name, self.sources): measure
-            for name in self.sources
-            for key, measure in self._measures().items()
-        }
+        self.measures = measures_of_sets(self._measures(), self.sources)
 
     def _measures(self) -> dict[str, Measure]:
         of_model = {"mrr": Measure("MRR %", 1, True)}
@@ -134,21 +134,16 @@ class RetrievalEvaluation(Evaluation):
         """Read the sets, choose candidates, and tokenise every passage with its question.
 
         Raises:
-            ValueError: no set has a path, or one is missing, empty, or lacks a field.
-            ImportError: an encoder is asked for and cannot be loaded.
+            ValueError: no set has a path, or a set is missing, is empty or lacks a field.
+            ImportError: there is an encoder and it cannot be loaded.
         """
-        if not self.sources:
-            first = next(iter(self.known), "NAME")
-            raise ValueError(
-                f"retrieval has no data: none of its sets ({', '.join(self.known) or 'none'}) has a path; give at least"
-                f" one, e.g. evaluation.retrieval.datasets.{first}.path=FILE"
-            )
+        require_data(self.name, self.known, self.sources)
         encoder = None if self._make_encoder is None else self._make_encoder()
         for name, source in self.sources.items():
             try:
                 found = source.load()
             except FileNotFoundError as error:
-                raise ValueError(f"retrieval set '{name}': {error}") from error
+                raise ValueError(f"retrieval set {name!r}: {error}") from error
             questions = found.questions[: self.num_questions]
             candidates = [self._candidates(question, place) for place, question in enumerate(questions)]
             self.relevant[name] = [
@@ -161,7 +156,7 @@ class RetrievalEvaluation(Evaluation):
         self.items = ItemNumbers({name: len(relevant) for name, relevant in self.relevant.items()})
 
     def _candidates(self, question: Question, place: int) -> list[int]:
-        """Return the passages to rank, in the order of the set; the draw depends on seed and question alone."""
+        """Return the passages to rank, in the order of the set; the draw depends on the seed and the question alone."""
         others = [passage for passage in question.candidates if passage not in question.relevant]
         if self.num_candidates is not None:
             room = max(1, self.num_candidates - len(question.relevant))
@@ -189,14 +184,14 @@ class RetrievalEvaluation(Evaluation):
         )
         if rows.num_dropped or rows.num_truncated:
             raise ValueError(
-                f"retrieval set '{name}': {rows.num_dropped + rows.num_truncated} passages with their questions have"
+                f"retrieval set {name!r}: {rows.num_dropped + rows.num_truncated} passages with their questions have"
                 f" more than max_length={self.max_length} tokens: lower evaluation.retrieval.max_passage_length"
                 f" ({self.max_passage_length})"
             )
         return rows
 
     def batches(self) -> list[list[int]]:
-        """Return each set's questions, as many together as their candidates fill a batch."""
+        """Return each set's questions in batches with at most ``batch_size`` candidates (but at least one question)."""
         batches = []
         for name, relevant in self.relevant.items():
             size = max(1, self.batch_size // max(map(len, relevant)))
@@ -205,14 +200,8 @@ class RetrievalEvaluation(Evaluation):
         return batches
 
     def identity(self) -> dict[str, Any]:
-        """Return a digest of passages and questions, in their pairs."""
-        texts = (
-            text
-            for name, rows in self.rows.items()
-            for record in rows.records
-            for text in (name, self.template.format(record.instruction, record.input), record.responses[0])
-        )
-        return {"name": self.name, "batch_size": self.batch_size, "data": digest({}, texts)}
+        """Return the name, the batch size, and a digest of the pairs of passage and question."""
+        return {"name": self.name, "batch_size": self.batch_size, "data": digest_of_data(self.rows, self.template)}
 
     # --- with a model -----------------------------------------------------------------------------------------------
 
@@ -253,20 +242,23 @@ def retrieval_metrics(
     """Return MRR and Recall@k in percent.
 
     Args:
-        scores: of the candidates of each question; more is better.
-        relevant: whether each candidate is relevant, at least one of each question.
-        recall_at: the k.
+        scores: of the candidates of each question; higher is better.
+        relevant: whether each candidate is relevant; at least one per question is.
+        recall_at: the k of Recall@k.
 
     Example:
         >>> retrieval_metrics([[0.1, 0.3, 0.2]], [[False, False, True]], recall_at=[1])
         {'mrr': 50.0, 'recall_at_1': 0.0}
     """
-    # torchmetrics counts what has a score of 0 or less as not found: every question's scores are moved above
-    predictions = torch.tensor([1 + score - min(row) for row in scores for score in row], dtype=torch.float64)
-    targets = torch.tensor([flag for row in relevant for flag in row])
-    indexes = torch.tensor([place for place, row in enumerate(relevant) for _ in row])
-    metrics = {"mrr": RetrievalMRR()} | {f"recall_at_{k}": RetrievalRecall(top_k=k) for k in recall_at}
-    return {name: 100 * float(metric(predictions, targets, indexes=indexes)) for name, metric in metrics.items()}
+    rows: dict[str, list[torch.Tensor]] = {"mrr": [], **{f"recall_at_{k}": [] for k in recall_at}}
+    for own, flags in zip(scores, relevant, strict=True):
+        # torchmetrics treats candidates with a score of 0 or less as not found: the lowest score becomes 1
+        predictions = torch.tensor([1 + score - min(own) for score in own], dtype=torch.float64)
+        targets = torch.tensor(flags)
+        rows["mrr"].append(retrieval_reciprocal_rank(predictions, targets))
+        for k in recall_at:
+            rows[f"recall_at_{k}"].append(retrieval_recall(predictions, targets, top_k=k))
+    return {name: 100 * float(torch.stack(values).mean()) for name, values in rows.items()}
 
 
 def _cosines(
@@ -282,9 +274,10 @@ def _cosines(
     ]
 
 
-def _directions(vectors: Any) -> Any:
+def _directions(vectors: npt.ArrayLike) -> npt.NDArray[np.float64]:
     array = np.asarray(vectors, dtype=np.float64)
-    return array / np.maximum(np.linalg.norm(array, axis=-1, keepdims=True), 1e-12)
+    norms: npt.NDArray[np.float64] = np.maximum(np.linalg.norm(array, axis=-1, keepdims=True), 1e-12)
+    return np.divide(array, norms)
 
 
 def _cut(text: str, length: int, tokenizer: PreTrainedTokenizerBase) -> str:

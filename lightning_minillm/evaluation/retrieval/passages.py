@@ -1,4 +1,4 @@
-"""Passage retrieval: questions, passages, and which passages hold the evidence for which question."""
+"""Retrieval sets: passages, questions, and which passages are evidence for which question."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Question:
 
     text: str
     candidates: tuple[int, ...]
-    """Places in the passages, at least two."""
+    """Indices of passages, at least two."""
     relevant: frozenset[int]
-    """Those of the candidates that hold evidence, at least one."""
+    """The candidates with evidence, at least one."""
 
 
 @dataclass(frozen=True)
 class PassageSet:
-    """Passages, and the questions that are asked of them."""
+    """Passages, and the questions about them."""
 
     passages: tuple[str, ...]
     questions: tuple[Question, ...]
@@ -36,12 +36,12 @@ class PassageSet:
 
 @dataclass(frozen=True)
 class PassageSource:
-    """Where to find a retrieval set.
+    """The location of a retrieval set, and the function that reads it.
 
     Args:
-        path: a file or folder, as the reader wants it; ``None`` where there is none.
-        reader: :func:`read_scifact`, :func:`read_peerqa`, or your own function of a path.
-        options: of the reader.
+        path: a file or folder, as the reader expects it; ``None`` if there is none.
+        reader: :func:`read_scifact`, :func:`read_peerqa`, or a function of your own that takes a path.
+        options: further arguments of the reader.
     """
 
     path: str | None
@@ -53,23 +53,25 @@ class PassageSource:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: no path, a missing field, or no question with a relevant and another passage.
+            ValueError: there is no path, a field is missing, or no question has both relevant and irrelevant passages.
         """
         if self.path is None:
             raise ValueError("the retrieval set has no path: give a file or folder")
         found = self.reader(self.path, **(self.options or {}))
         if not found.questions:
-            raise ValueError(f"'{self.path}' holds no question with a relevant passage and another one beside it")
+            raise ValueError(
+                f"{self.path!r} has no question with both relevant and irrelevant passages: give a different file"
+            )
         return found
 
 
 def scifact_source(path: str | None, unit: Unit = "document") -> PassageSource:
-    """Return a source of SciFact claims; see :func:`read_scifact`."""
+    """Return a source of SciFact claims, read by :func:`read_scifact`."""
     return PassageSource(path, read_scifact, {"unit": unit})
 
 
 def peerqa_source(path: str | None) -> PassageSource:
-    """Return a source of PeerQA questions; see :func:`read_peerqa`."""
+    """Return a source of PeerQA questions, read by :func:`read_peerqa`."""
     return PassageSource(path, read_peerqa)
 
 
@@ -79,14 +81,15 @@ def read_scifact(path: str | Path, unit: Unit = "document") -> PassageSet:
     Args:
         path: rows with ``query`` (the claim), ``text`` (an abstract with spaces between its tokens) and ``rationale``
             (a list of 0 and 1, whether each token is evidence).
-        unit: ``"document"``: the passages are all abstracts of the file, and a claim's own ones are relevant;
-            ``"sentence"``: the sentences of the claim's abstract, of which those with evidence are relevant.
+        unit: ``"document"``: the candidates are all abstracts of the file, and the claim's own abstracts are relevant;
+            ``"sentence"``: the candidates are the sentences of the claim's abstract, and those with evidence are
+            relevant.
 
     Returns:
-        Passages and claims; a claim without a relevant passage, or with no other one, is left out.
+        Passages and claims; a claim without relevant, or without irrelevant passages is left out.
 
     Raises:
-        ValueError: an unknown unit, a missing column, or a rationale of another length than the abstract.
+        ValueError: the unit is unknown, a column is missing, or a rationale is longer than its abstract.
     """
     if unit not in ("document", "sentence"):
         raise ValueError(f"unit must be document or sentence, got {unit!r}")
@@ -137,18 +140,18 @@ def read_peerqa(path: str | Path) -> PassageSet:
     """Read PeerQA (Baumgärtner et al., arXiv 2502.13668): questions of reviewers about papers.
 
     Args:
-        path: a folder with ``papers.jsonl`` (a sentence a line: ``paper_id``, ``idx``, ``pidx``, ``content``) and
+        path: a folder with ``papers.jsonl`` (one sentence per line: ``paper_id``, ``idx``, ``pidx``, ``content``) and
             ``qa.jsonl`` (``paper_id``, ``question``, ``answer_evidence_mapped``: the ``idx`` of sentences, as one
             ``{"idx": [[...], ...]}`` or as a list of ``{"idx": [...]}``).
 
     Returns:
-        The paragraphs of all papers (the sentences of one ``pidx``), and the questions; candidates are the paragraphs
-        of the question's paper. Questions without evidence are left out, and so are, with a warning, those about papers
-        that are not there (some papers' licences do not let them be passed on).
+        The paragraphs of all papers (the sentences with the same ``pidx``), and the questions; candidates are the
+        paragraphs of the question's paper. Questions without evidence are left out. Questions about missing papers
+        (some licences do not permit redistribution) are left out with a warning.
 
     Raises:
-        FileNotFoundError: one of the files is not there.
-        ValueError: a missing field.
+        FileNotFoundError: one of the files does not exist.
+        ValueError: a field is missing.
     """
     folder = Path(path)
     paragraphs: dict[tuple[str, int], dict[int, str]] = {}
@@ -173,8 +176,8 @@ def read_peerqa(path: str | Path) -> PassageSet:
         questions.append(Question(str(_field(row, "question", where)), tuple(of_paper[paper]), relevant))
     if num_missing:
         warnings.warn(
-            f"'{folder / 'qa.jsonl'}': {num_missing} questions are about papers that papers.jsonl does not hold, and"
-            " are left out.",
+            f"{str(folder / 'qa.jsonl')!r}: {num_missing} questions about papers that are missing from papers.jsonl are"
+            " left out",
             stacklevel=2,
         )
     texts = (" ".join(parts[index] for index in sorted(parts)) for parts in paragraphs.values())
@@ -182,9 +185,9 @@ def read_peerqa(path: str | Path) -> PassageSet:
 
 
 def _evidence(mapped: Any) -> list[int]:
-    """Return the sentences that hold evidence, from either form of the field.
+    """Return the sentences with evidence, from either form of the field.
 
-    Evidence that was not found in the text of the paper has ``None`` in their place.
+    Evidence that was not found in the text of the paper is ``None``.
     """
     groups = mapped["idx"] if isinstance(mapped, Mapping) else [evidence["idx"] for evidence in mapped or ()]
     return [int(index) for group in groups or () for index in group or () if index is not None]

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lightning_minillm.data import AlpacaTemplate, PlainTemplate
 from lightning_minillm.evaluation import ClassificationSource, sst2_source
 from lightning_minillm.evaluation.classification.calibration import CalibrationEvaluation, calibration_metrics
-from lightning_minillm.modules import CausalLMModule
+from lightning_minillm.models import ModelPair
 
 ROWS = [(1, "w3 w4 w5"), (0, "w6"), (1, "w7 w8 w9 w10 w11"), (0, "w3 w3"), (0, "w12 w1"), (1, "w2 w13 w4 w5 w6 w20")]
 ALPHABET = {"0": "w21", "1": "w22 w23 w24"}
@@ -40,7 +40,7 @@ def prepared(tokenizer):
 
 
 @pytest.fixture(scope="module")
-def module(make_model, make_pair):
+def pair(make_model, make_pair):
     return make_pair(make_model("gpt2", seed=1))
 
 
@@ -56,14 +56,14 @@ def word_score(model, prompt, word):
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
-def test_words_are_scored_as_by_a_loop(batch_size, source, prepared, module, run_all, tokenizer):
+def test_words_are_scored_as_by_a_loop(batch_size, source, prepared, pair, run_all, tokenizer):
     """Words of one token and of three, prompts of many lengths, any batch."""
     evaluation = prepared({"data": source()}, batch_size=batch_size)
-    records = run_all(evaluation, module)
+    records = run_all(evaluation, pair)
     assert [record["item"] for record in records] == list(range(6))
     for record, (label, text) in zip(records, ROWS, strict=True):
         prompt = tokenizer(f"w30 w31\n{text}\nw32", add_special_tokens=False).input_ids
-        expected = [word_score(module.student, prompt, ids) for ids in ([21], [22, 23, 24])]
+        expected = [word_score(pair.student, prompt, ids) for ids in ([21], [22, 23, 24])]
         assert record["logprobs"] == pytest.approx(expected, abs=1e-4)
         assert record["label"] == label
 
@@ -111,12 +111,12 @@ def test_metrics_are_torchmetrics_and_the_definition(classes):
     assert given["confidence"] == pytest.approx(100 * sum(confidence) / 500)
 
 
-def test_each_of_several_data_sets_has_its_own_values(source, prepared, module, run_all):
+def test_each_of_several_data_sets_has_its_own_values(source, prepared, pair, run_all):
     several = {"a": source(name="a"), "b": source(ROWS[:3], {"0": "w2", "1": "w3", "2": "w4"}, name="b")}
     both = prepared(several, batch_size=4)
-    together = both.findings(run_all(both, module))
+    together = both.findings(run_all(both, pair))
     alone = prepared({"a": several["a"]})
-    of_a = alone.findings(run_all(alone, module))
+    of_a = alone.findings(run_all(alone, pair))
     assert set(together.values) == set(both.measures) == {f"{n}/{key}" for n in "ab" for key in of_a.values}
     assert set(together.curves) == set(both.pictures) == {"a/reliability", "b/reliability"}
     for key, values in of_a.values.items():
@@ -128,14 +128,14 @@ def test_a_data_set_without_a_path_is_left_out(source, prepared, tokenizer):
     evaluation = prepared({"mine": source(), "sst2": sst2_source(None)})
     assert set(evaluation.measures) == {"ece", "accuracy", "confidence"}
     nothing = CalibrationEvaluation({"sst2": sst2_source(None)}, PlainTemplate())
-    with pytest.raises(ValueError, match=r"none has a path.*datasets\.sst2\.path=FILE"):
+    with pytest.raises(ValueError, match=r"none of its data sets.*datasets\.sst2\.path=FILE"):
         nothing.prepare(tokenizer)
 
 
-def test_prompts_that_are_too_long_are_left_out_with_their_label(source, prepared, module, run_all):
+def test_prompts_that_are_too_long_are_left_out_with_their_label(source, prepared, pair, run_all):
     with pytest.warns(UserWarning, match="2 of 6 prompts have more than max_prompt_length=7 tokens"):
         evaluation = prepared({"data": source()}, max_prompt_length=7)
-    records = run_all(evaluation, module)
+    records = run_all(evaluation, pair)
     assert [record["label"] for record in records] == [1, 0, 0, 0]
 
 
@@ -165,19 +165,18 @@ def test_the_real_sst2_with_a_real_model(data_folder, run_all):
     if not folder.is_dir() or not file.is_file():
         pytest.skip(f"no model at '{folder}' or no SST-2 at '{file}'")
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    module = CausalLMModule(AutoModelForCausalLM.from_pretrained(folder).eval(), tokenizer)
-    module.configure_model()
+    pair = ModelPair(AutoModelForCausalLM.from_pretrained(folder).eval(), tokenizer)
     source = sst2_source(str(file), limit=64)
     evaluation = CalibrationEvaluation({"sst2": source}, AlpacaTemplate(), max_prompt_length=400)
     evaluation.prepare(tokenizer)
-    records = run_all(evaluation, module)
+    records = run_all(evaluation, pair)
     assert len(records) == 64
     for record in records[:3]:
         example = source.load()[record["item"]]
         prompt = AlpacaTemplate().format(example.instruction, example.input)
         ids = [tokenizer(prompt + word, add_special_tokens=False).input_ids for word in source.label_words]
         start = len(tokenizer(prompt, add_special_tokens=False).input_ids)
-        expected = [word_score(module.student, row[:start], row[start:]) for row in ids]
+        expected = [word_score(pair.student, row[:start], row[start:]) for row in ids]
         assert record["logprobs"] == pytest.approx(expected, abs=1e-3)
     values = evaluation.findings(records).values
     # a model of 260k parameters knows nothing of sentiment: its confidence is not its accuracy

@@ -79,7 +79,7 @@ def test_a_limit_reads_the_first_rows_alone(tmp_path):
         (table("\t", ("words", "label"), ("a", "0")), r"row 1: no column 'text' or 'sentence' .*'words', 'label'"),
         (table("\t", ("text", "class"), ("a", "0")), r"row 1: no column 'label'"),
         (table("\t", ("text", "label"), ("", "0")), r"row 1: the column 'text' is empty"),
-        (table("\t", ("text", "label")), "holds no examples"),
+        (table("\t", ("text", "label")), "has no examples"),
     ],
 )
 def test_bad_rows_are_named(content, message, tmp_path):
@@ -104,7 +104,9 @@ def test_missing_files_are_named(tmp_path):
     ],
 )
 def test_options_out_of_range_are_refused_when_made(options):
-    with pytest.raises(ValueError, match="limit" if "limit" in options else "at least two different label words"):
+    with pytest.raises(
+        ValueError, match="limit" if "limit" in options else "at least two different, non-empty label words"
+    ):
         ClassificationSource("x.tsv", instruction="Say it.", input="{text}", **options)
 
 

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from lightning_minillm.evaluation import ChatClient, JudgeError
+from lightning_minillm.evaluation import ChatClient, CostLimits, JudgeError
 from lightning_minillm.evaluation.judge.answers import AnswerFile
 
 
@@ -98,7 +98,7 @@ def test_the_endpoint_says_how_long_to_wait(client, stub_judge):
 def test_what_was_answered_is_kept_when_the_judge_falls_silent(client, stub_judge, tmp_path):
     client().ask(["a", "b"])
     stub_judge.failures = [500] * 100
-    with pytest.raises(JudgeError, match=r"did not answer in 3 attempts \(HTTP 500.*start the same command again"):
+    with pytest.raises(JudgeError, match=r"did not answer in 3 attempts \(HTTP 500.*repeat the command to resume"):
         client(max_retries=2, concurrency=1).ask(["a", "b", "c", "d"])
     assert len(stub_judge.bodies) == 2 + 3  # d was not even tried
     stub_judge.failures = []
@@ -115,7 +115,7 @@ def test_a_slow_judge_is_not_waited_for(client, stub_judge):
 @pytest.mark.parametrize("concurrency", [1, 4])
 def test_no_more_requests_than_the_limit(concurrency, client, stub_judge):
     questions = [f"q{i}" for i in range(10)]
-    limited = client(max_requests=6, concurrency=concurrency)
+    limited = client(limits=CostLimits(6), concurrency=concurrency)
     found = limited.ask(questions)
     assert len(stub_judge.bodies) == found.num_requests == 6
     assert sum(text is not None for text in found.texts) == 6
@@ -126,7 +126,7 @@ def test_no_more_requests_than_the_limit(concurrency, client, stub_judge):
 
 def test_repeated_requests_count(client, stub_judge):
     stub_judge.failures = [500, 500]
-    found = client(max_requests=3, concurrency=1).ask(["a", "b"])
+    found = client(limits=CostLimits(3), concurrency=1).ask(["a", "b"])
     assert (found.texts, found.num_requests) == (("A: 5, B: 5", None), 3)
 
 
@@ -135,7 +135,7 @@ def test_no_more_tokens_than_the_limit(usage, expected, client, stub_judge):
     """Ten tokens a request, or, where it is not told, a token for three characters of question and answer."""
     stub_judge.usage = usage
     questions = [letter * 35 for letter in "abcde"]  # with the ten of the answer 45 characters
-    found = client(max_total_tokens=25, concurrency=1).ask(questions)
+    found = client(limits=CostLimits(max_total_tokens=25), concurrency=1).ask(questions)
     assert [text is not None for text in found.texts] == [True] * expected + [False] * (5 - expected)
     assert found.stopped == "max_total_tokens=25"
     assert found.num_tokens == 30
@@ -152,7 +152,7 @@ def test_a_question_that_is_refused_stops_nothing(client, stub_judge):
 
 def test_a_judge_that_refuses_everything_is_an_error(client, stub_judge):
     stub_judge.failures = [400] * 50
-    with pytest.raises(JudgeError, match=r"takes no request: HTTP 400.*as the test wants it"):
+    with pytest.raises(JudgeError, match=r"accepts no request: HTTP 400.*as the test wants it"):
         client(concurrency=1).ask([f"q{i}" for i in range(50)])
     assert len(stub_judge.bodies) == 5
 
@@ -160,7 +160,7 @@ def test_a_judge_that_refuses_everything_is_an_error(client, stub_judge):
 @pytest.mark.parametrize(
     ("failure", "message"),
     [
-        (401, r"does not take requests without a key: set api_key_env \(HTTP 401\)"),
+        (401, r"does not accept requests without a key: set api_key_env \(HTTP 401\)"),
         (404, "HTTP 404 for 'gpt-stub'"),
         ((302, {"Location": "http://127.0.0.1:9/elsewhere"}), "HTTP 302"),
     ],
@@ -173,9 +173,9 @@ def test_failures_that_do_not_pass_are_not_tried_again(failure, message, client,
 
 
 @pytest.mark.parametrize("raw", [b"<html>hello</html>", b'{"answer": "hello"}', b"[]", b'{"choices": []}'])
-def test_an_answer_in_another_form_says_what_to_give(raw, client, stub_judge):
+def test_an_answer_of_a_different_form_says_what_to_give(raw, client, stub_judge):
     stub_judge.raw = raw
-    with pytest.raises(JudgeError, match=r"answers in another form .*up to its version"):
+    with pytest.raises(JudgeError, match=r"does not answer with a chat completion .*up to its version"):
         client().ask(["a"])
 
 
@@ -202,15 +202,15 @@ def test_check_names_what_is_missing(client, stub_judge, monkeypatch):
     with pytest.raises(JudgeError, match=r"evaluation\.judge\.client\.base_url=.*evaluation\.judge\.client\.model="):
         ChatClient(None, None).check()
     monkeypatch.delenv("MY_KEY", raising=False)
-    with pytest.raises(JudgeError, match="MY_KEY holds no key"):
+    with pytest.raises(JudgeError, match="MY_KEY has no key"):
         client(api_key_env="MY_KEY").check()
     monkeypatch.setenv("MY_KEY", "broken\nsecret")
-    with pytest.raises(JudgeError, match="holds characters that no key has") as raised:
+    with pytest.raises(JudgeError, match="contains characters that no key has") as raised:
         client(api_key_env="MY_KEY").check()
     assert "secret" not in str(raised.value)
     stub_judge.shutdown()
     stub_judge.server_close()
-    with pytest.raises(JudgeError, match=r"cannot be reached \(.*start it, or give another base_url"):
+    with pytest.raises(JudgeError, match=r"cannot be reached \(.*start it, or give a different base_url"):
         client().check()
 
 
@@ -226,8 +226,10 @@ def test_no_key_in_files_or_messages(client, stub_judge, monkeypatch, tmp_path):
 def test_options_outside_their_range():
     with pytest.raises(ValueError, match="base_url must be like"):
         ChatClient("file:///etc", "m")
-    for option in ("max_requests", "concurrency", "max_total_tokens"):
-        with pytest.raises(ValueError, match=f"{option} must be at least 1, got 0"):
-            ChatClient("http://x/v1", "m", **{option: 0})
+    for option in ("max_requests", "max_total_tokens"):
+        with pytest.raises(ValueError, match=f"{option} must be at least 1 or null, got 0"):
+            CostLimits(**{option: 0})
+    with pytest.raises(ValueError, match="concurrency must be at least 1, got 0"):
+        ChatClient("http://x/v1", "m", concurrency=0)
     with pytest.raises(ValueError, match="timeout must be positive"):
         ChatClient("http://x/v1", "m", timeout=0)

@@ -5,9 +5,17 @@ import pytest
 from lightning.pytorch import Trainer
 
 from lightning_minillm.data import InstructionRecord, PlainTemplate
-from lightning_minillm.evaluation import ChatClient, EvaluationModule, JudgeError, JudgeEvaluation, run_evaluation
+from lightning_minillm.evaluation import (
+    ChatClient,
+    CostLimits,
+    EvaluationModule,
+    JudgeError,
+    JudgeEvaluation,
+    PromptSets,
+    run_evaluation,
+)
 from lightning_minillm.evaluation.judge.rows import judge_row
-from lightning_minillm.rollout import SamplingConfig
+from lightning_minillm.rollout import SamplingConfig, decode_responses, sampler_for
 
 SAMPLING = SamplingConfig(max_new_tokens=6, teacher_mix_alpha=0.0)
 SHOWN = re.compile(r"\[Response A\]\n(.*)\n\[End of response A\]\n\n\[Response B\]\n(.*)\n\[End of response B\]", re.S)
@@ -31,11 +39,10 @@ def make_client(stub_judge, tmp_path):
 def make_judge(make_client, words, tokenizer):
     """``make_judge(sources=..., client=..., **options)``: a prepared evaluation."""
 
-    def make(sources=None, client=None, **options):
+    def make(sources=None, client=None, seed=10, **options):
         lengths = {"max_length": 32, "max_prompt_length": 16, "batch_size": 4}
-        evaluation = JudgeEvaluation(
-            sources or {"test": words(6)}, PlainTemplate(), SAMPLING, client or make_client(), **{**lengths, **options}
-        )
+        prompts = PromptSets(sources or {"test": words(6)}, PlainTemplate(), SAMPLING, seeds=[seed], **lengths)
+        evaluation = JudgeEvaluation(prompts, client or make_client(), **options)
         evaluation.prepare(tokenizer)
         return evaluation
 
@@ -43,7 +50,7 @@ def make_judge(make_client, words, tokenizer):
 
 
 @pytest.fixture(scope="module")
-def module(make_model, make_pair):
+def pair(make_model, make_pair):
     return make_pair(make_model("gpt2", seed=1))
 
 
@@ -56,19 +63,19 @@ def write_responses(file, records, response):
     return str(file)
 
 
-def test_responses_are_those_of_the_sampler(make_judge, module, run_all):
+def test_responses_are_those_of_the_sampler(make_judge, pair, run_all):
     evaluation = make_judge(seed=3)
-    records = run_all(evaluation, module)
+    records = run_all(evaluation, pair)
     assert [record["item"] for record in records] == list(range(6))
-    rows = evaluation.data["test"]
-    sampled = module.decode(module.sampler(SAMPLING).sample(rows.prompt_batch(range(6)), seed=3))
+    rows = evaluation.prompts.data["test"]
+    sampled = decode_responses(pair.tokenizer, sampler_for(pair, SAMPLING).sample(rows.prompt_batch(range(6)), seed=3))
     assert [record["response"] for record in records] == sampled
     assert [record["references"] for record in records] == [list(one.responses) for one in rows.records]
 
 
-def test_the_judge_is_shown_both_responses_in_both_orders(make_judge, module, run_all, stub_judge):
+def test_the_judge_is_shown_both_responses_in_both_orders(make_judge, pair, run_all, stub_judge):
     evaluation = make_judge()
-    records = run_all(evaluation, module)
+    records = run_all(evaluation, pair)
     assert stub_judge.bodies == []
     evaluation.findings(records)
     pairs = [(record["response"], record["references"][0]) for record in records]
@@ -80,10 +87,10 @@ def test_the_judge_is_shown_both_responses_in_both_orders(make_judge, module, ru
     )
 
 
-def test_score_is_the_ratio_of_sums(make_judge, module, run_all, stub_judge):
+def test_score_is_the_ratio_of_sums(make_judge, pair, run_all, stub_judge):
     """A judge that likes the place A: two points more for whoever is shown first."""
     evaluation = make_judge()
-    records = run_all(evaluation, module)
+    records = run_all(evaluation, pair)
     own = {record["response"]: 2 + place for place, record in enumerate(records)}
     assert len(own) == 6
     reference_score = 8
@@ -102,10 +109,10 @@ def test_score_is_the_ratio_of_sums(make_judge, module, run_all, stub_judge):
     assert list(values) == list(evaluation.measures)
 
 
-def test_one_order_asks_half_as_much(make_judge, module, run_all, stub_judge):
+def test_one_order_asks_half_as_much(make_judge, pair, run_all, stub_judge):
     stub_judge.answer = lambda question: "A: 9, B: 6"
     evaluation = make_judge(swap_order=False)
-    values = evaluation.findings(run_all(evaluation, module)).values
+    values = evaluation.findings(run_all(evaluation, pair)).values
     assert values["score_ratio"] == [pytest.approx(150.0)]
     assert len(stub_judge.bodies) == 6
 
@@ -134,9 +141,9 @@ def test_rows_without_all_answers_are_not_judged():
     assert judge_row("pairwise", ["[[A]]", "no idea"]).state == "unreadable"
 
 
-def test_wins_over_a_baseline(make_judge, module, run_all, stub_judge, tmp_path):
+def test_wins_over_a_baseline(make_judge, pair, run_all, stub_judge, tmp_path):
     """The judge prefers the longer response, and the first one where they are as long: a tie."""
-    records = run_all(make_judge(), module)
+    records = run_all(make_judge(), pair)
     texts = [
         "",
         *[record["response"] + " w1" for record in records[1:4]],
@@ -156,28 +163,28 @@ def test_wins_over_a_baseline(make_judge, module, run_all, stub_judge, tmp_path)
     assert [row["outcome"] for row in rows] == ["win", "loss", "loss", "loss", "tie", "tie"]
 
 
-def test_baselines_of_other_data_sets_are_not_read(make_judge, module, run_all, tmp_path):
-    file = write_responses(tmp_path / "base.jsonl", run_all(make_judge(), module), lambda record: "w1")
+def test_baselines_of_other_data_sets_are_not_read(make_judge, pair, run_all, tmp_path):
+    file = write_responses(tmp_path / "base.jsonl", run_all(make_judge(), pair), lambda record: "w1")
     evaluation = make_judge(mode="pairwise", baseline={"test": file, "other": "nowhere.jsonl"})
     assert list(evaluation.opponents) == ["test"]
 
 
-def test_a_limit_stops_and_says_so_and_can_be_raised(make_judge, make_client, module, run_all, stub_judge):
+def test_a_limit_stops_and_says_so_and_can_be_raised(make_judge, make_client, pair, run_all, stub_judge):
     stub_judge.answer = lambda question: "A: 6, B: 6"
-    records = run_all(make_judge(), module)
-    limited = make_judge(client=make_client(max_requests=5))
+    records = run_all(make_judge(), pair)
+    limited = make_judge(client=make_client(limits=CostLimits(5)))
     with pytest.warns(UserWarning, match="max_requests=5 is reached, and 7 of 12 questions are open"):
         values = limited.findings(records).values
     assert [values[key] for key in ("judged", "not_judged", "score_ratio")] == [[2], [4], [100.0]]
     assert [row["judged"] for row in limited.texts(records)["judge"]] == [True, True, False, False, False, False]
-    values = make_judge(client=make_client(max_requests=7)).findings(records).values
+    values = make_judge(client=make_client(limits=CostLimits(7))).findings(records).values
     assert [values[key] for key in ("judged", "not_judged")] == [[6], [0]]
     assert len(stub_judge.bodies) == 12  # nothing was asked twice
 
 
-def test_answers_that_cannot_be_read_are_counted(make_judge, module, run_all, stub_judge):
+def test_answers_that_cannot_be_read_are_counted(make_judge, pair, run_all, stub_judge):
     evaluation = make_judge(swap_order=False)
-    records = run_all(evaluation, module)
+    records = run_all(evaluation, pair)
     stub_judge.failures = [None, 400]
     stub_judge.answer = lambda question: "I would rather not." if records[0]["prompt"] in question else "A: 4, B: 8"
     with pytest.warns(UserWarning, match=r"refused 1 questions, e\.g\. with HTTP 400"):
@@ -185,16 +192,16 @@ def test_answers_that_cannot_be_read_are_counted(make_judge, module, run_all, st
     assert [values[key] for key in ("judged", "unreadable", "score_ratio")] == [[4], [2], [50.0]]
 
 
-def test_a_judge_that_says_nothing_readable_has_no_score(make_judge, module, run_all, stub_judge):
+def test_a_judge_that_says_nothing_readable_has_no_score(make_judge, pair, run_all, stub_judge):
     stub_judge.answer = lambda question: "no"
     evaluation = make_judge()
-    values = evaluation.findings(run_all(evaluation, module)).values
+    values = evaluation.findings(run_all(evaluation, pair)).values
     assert values == {"judged": [0], "not_judged": [0], "unreadable": [6]}
 
 
-def test_each_of_several_data_sets_has_its_own_values(make_judge, module, run_all, stub_judge, words):
+def test_each_of_several_data_sets_has_its_own_values(make_judge, pair, run_all, stub_judge, words):
     evaluation = make_judge(sources={"a": words(3), "b": words(4, seed=1)})
-    records = run_all(evaluation, module)
+    records = run_all(evaluation, pair)
     stub_judge.answer = lambda question: "A: 5, B: 5"
     values = evaluation.findings(records).values
     assert (values["a/judged"], values["b/judged"]) == ([3], [4])
@@ -214,14 +221,14 @@ def test_an_unreachable_judge_is_an_error_before_any_data_is_read(make_judge, ma
         make_judge(sources={"test": Unread()}, client=client)
 
 
-def test_a_run_goes_on_where_the_judge_fell_silent(
+def test_a_run_resumes_where_the_judge_fell_silent(
     make_judge, make_client, make_model, tokenizer, stub_judge, tmp_path
 ):
     """Nothing is sampled or asked twice, and the end is that of a run without a stop."""
 
     def run(folder, client):
         evaluation = make_judge(client=client)
-        module = EvaluationModule(make_model("gpt2", seed=1), tokenizer, evaluation_sampling=SAMPLING)
+        module = EvaluationModule(make_model("gpt2", seed=1), tokenizer)
         trainer = Trainer(accelerator="cpu", devices=1, logger=False, barebones=True)
         return run_evaluation(trainer, module, evaluation, folder)
 
@@ -241,12 +248,12 @@ def test_a_run_goes_on_where_the_judge_fell_silent(
 
 def test_the_judge_does_not_decide_the_responses(make_judge, make_client):
     base = make_judge().identity()
-    assert make_judge(client=make_client(max_requests=1), swap_order=False).identity() == base
+    assert make_judge(client=make_client(limits=CostLimits(1)), swap_order=False).identity() == base
     assert make_judge(seed=4).identity() != base
     json.dumps(base)
 
 
-def test_bad_input_says_what_to_do(make_judge, make_client, module, run_all, words, tmp_path):
+def test_bad_input_says_what_to_do(make_judge, make_client, pair, run_all, words, tmp_path):
     with pytest.raises(ValueError, match="mode must be score or pairwise, got 'best'"):
         make_judge(mode="best")
     with pytest.raises(ValueError, match=r"needs the baseline's responses to test: evaluation\.judge\.baseline=FILE"):
@@ -262,10 +269,6 @@ def test_bad_input_says_what_to_do(make_judge, make_client, module, run_all, wor
     (tmp_path / "few.jsonl").write_text('{"prompt": "w1", "response": "w2"}\n')
     with pytest.raises(ValueError, match=r"no response to 6 of the 6 prompts of data set 'test'.*on the same data"):
         make_judge(mode="pairwise", baseline=str(tmp_path / "few.jsonl"))
-    with pytest.raises(ValueError, match="no data set"):
-        JudgeEvaluation({}, PlainTemplate(), SAMPLING, make_client())
-    with pytest.raises(ValueError, match="teacher_mix_alpha"):
-        JudgeEvaluation(several, PlainTemplate(), SamplingConfig(teacher_mix_alpha=0.2), make_client())
 
 
 def test_prompts_with_an_input_are_matched(make_judge, tmp_path):

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lightning_minillm.data import PlainTemplate
 from lightning_minillm.evaluation import PassageSet, Question, RetrievalEvaluation, load_encoder, scifact_source
 from lightning_minillm.evaluation.retrieval.evaluation import INSTRUCTION, retrieval_metrics
-from lightning_minillm.modules import CausalLMModule
+from lightning_minillm.models import ModelPair
 
 PASSAGES = ("w1 w2 w3", "w4 w5", "w6 w7 w8 w9", "w10", "w11 w12")
 QUESTIONS = (
@@ -39,10 +39,8 @@ class Letters:
 
 
 @pytest.fixture
-def module(make_model, tokenizer):
-    made = CausalLMModule(make_model("llama", seed=1), tokenizer)
-    made.configure_model()
-    return made
+def pair(make_model, tokenizer):
+    return ModelPair(make_model("llama", seed=1), tokenizer)
 
 
 def make(tokenizer, questions=QUESTIONS, **options):
@@ -63,22 +61,22 @@ def test_metrics_of_a_table_made_by_hand(shift):
     assert found["recall_at_2"] == pytest.approx(100 * (1 + 1 / 2 + 0) / 3)
 
 
-def test_scores_are_the_likelihood_of_the_question(module, tokenizer, run_all):
-    records = run_all(make(tokenizer), module)
+def test_scores_are_the_likelihood_of_the_question(pair, tokenizer, run_all):
+    records = run_all(make(tokenizer), pair)
     for question, record in zip(QUESTIONS, records, strict=True):
         assert len(record["scores"]) == len(question.candidates)
         for passage, score in zip(question.candidates, record["scores"], strict=True):
             prompt = tokenizer(PlainTemplate().format(INSTRUCTION, PASSAGES[passage])).input_ids
             target = tokenizer(question.text).input_ids
-            logits = module.student(torch.tensor([prompt + target])).logits[0].detach().double().log_softmax(-1)
+            logits = pair.student(torch.tensor([prompt + target])).logits[0].detach().double().log_softmax(-1)
             expected = sum(float(logits[len(prompt) - 1 + place, token]) for place, token in enumerate(target))
             assert score == pytest.approx(expected, abs=1e-5)
 
 
-def test_batches_change_nothing(module, tokenizer, run_all):
-    expected = run_all(make(tokenizer), module)
+def test_batches_change_nothing(pair, tokenizer, run_all):
+    expected = run_all(make(tokenizer), pair)
     for batch_size in (1, 7):
-        given = run_all(make(tokenizer, batch_size=batch_size), module)
+        given = run_all(make(tokenizer, batch_size=batch_size), pair)
         for left, right in zip(given, expected, strict=True):
             assert left["scores"] == pytest.approx(right["scores"], abs=1e-5)
 
@@ -105,9 +103,9 @@ def test_candidates_hold_the_relevant_ones_and_depend_on_the_seed(tokenizer):
     assert len(make(tokenizer, num_questions=2).relevant["set"]) == 2
 
 
-def test_an_encoder_is_measured_beside_the_model(module, tokenizer, run_all):
+def test_an_encoder_is_measured_beside_the_model(pair, tokenizer, run_all):
     evaluation = make(tokenizer, encoder=Letters)
-    values = evaluation.findings(run_all(evaluation, module)).values
+    values = evaluation.findings(run_all(evaluation, pair)).values
     # w20, w22 and w23 are nearest to w11 (place 4), then w10: ranks of the relevant ones are 4 of 5, 1, and 1
     assert values["encoder_mrr"] == [pytest.approx(100 * (1 / 4 + 1 + 1) / 3)]
     assert set(values) == set(evaluation.measures)
@@ -143,8 +141,7 @@ def test_the_real_scifact_with_a_real_model(data_folder, run_all):
     if not folder.is_dir() or not file.is_file():
         pytest.skip(f"no model at '{folder}' or no SciFact at '{file}'")
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    module = CausalLMModule(AutoModelForCausalLM.from_pretrained(folder).eval(), tokenizer)
-    module.configure_model()
+    pair = ModelPair(AutoModelForCausalLM.from_pretrained(folder).eval(), tokenizer)
     evaluation = RetrievalEvaluation(
         {"scifact": scifact_source(str(file))},
         PlainTemplate(),
@@ -154,14 +151,14 @@ def test_the_real_scifact_with_a_real_model(data_folder, run_all):
         max_length=256,
     )
     evaluation.prepare(tokenizer)
-    records = run_all(evaluation, module)
+    records = run_all(evaluation, pair)
     assert [len(record["scores"]) for record in records] == [4] * 10
     rows = evaluation.rows["scifact"].records
     for row, score in enumerate(records[0]["scores"]):
         prompt = PlainTemplate().format(rows[row].instruction, rows[row].input)
         ids = tokenizer(prompt + rows[row].responses[0], add_special_tokens=False).input_ids
         start = len(tokenizer(prompt, add_special_tokens=False).input_ids)
-        logprobs = module.student(torch.tensor([ids])).logits[0].detach().double().log_softmax(-1)
+        logprobs = pair.student(torch.tensor([ids])).logits[0].detach().double().log_softmax(-1)
         expected = sum(float(logprobs[place - 1, ids[place]]) for place in range(start, len(ids)))
         assert score == pytest.approx(expected, abs=1e-3)
     values = evaluation.findings(records).values

@@ -80,13 +80,13 @@ def test_peerqa_without_some_papers_keeps_the_questions_about_the_others(tmp_pat
         {"paper_id": paper, "question": f"{paper}?", "answer_evidence_mapped": [{"idx": [1]}]} for paper in ("q", "p")
     ]
     (tmp_path / "qa.jsonl").write_text("\n".join(map(json.dumps, asked)))
-    with pytest.warns(UserWarning, match=r"1 questions are about papers that papers\.jsonl does not hold"):
+    with pytest.warns(UserWarning, match=r"1 questions about papers that are missing from papers\.jsonl are left out"):
         found = peerqa_source(str(tmp_path)).load()
     assert [(q.text, q.relevant) for q in found.questions] == [("p?", {1})]
     (tmp_path / "qa.jsonl").write_text(json.dumps(asked[0]))
     with (
         pytest.warns(UserWarning, match="left out"),
-        pytest.raises(ValueError, match="holds no question with a relevant passage"),
+        pytest.raises(ValueError, match="has no question with both relevant and irrelevant passages"),
     ):
         peerqa_source(str(tmp_path)).load()
 
@@ -109,7 +109,7 @@ def test_bad_input_says_what_is_wrong(tmp_path):
             ).load()
     with pytest.raises(ValueError, match="document or sentence, got 'word'"):
         scifact_source(write_table(tmp_path / "d.csv"), unit="word").load()
-    with pytest.raises(ValueError, match="holds no question with a relevant passage"):
+    with pytest.raises(ValueError, match="has no question with both relevant and irrelevant passages"):
         scifact_source(write_table(tmp_path / "e.csv", ROWS[3:])).load()
 
 

@@ -1,0 +1,126 @@
+"""Responses that are kept as instruction records: the training data of SeqKD."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lightning_minillm.evaluation.base import Evaluation, Findings, Measure, Picture, Record
+from lightning_minillm.rollout import decode_responses, sampler_for
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from lightning_minillm.evaluation.prompt_sets import PromptSets
+    from lightning_minillm.models import ModelPair
+
+MEASURES = {
+    "responses": Measure("responses", 0),
+    "unfinished": Measure("unfinished responses", 0),
+    "mean_length": Measure("response tokens", 1),
+}
+
+
+class GenerationEvaluation(Evaluation):
+    """Samples one or more responses to every prompt and keeps them.
+
+    The rows of :meth:`texts` have ``instruction``, ``input``, ``output``, ``task``, ``exact``, ``row`` and ``sample``
+    (the number of the response to its prompt), ``tokens``, and ``finished`` (whether the response ended with eos).
+
+    Args:
+        prompts: the data set, with one seed.
+        num_samples: responses per prompt; at least 1.
+        keep_unfinished: also keep responses that reach ``max_new_tokens`` or are empty.
+
+    Raises:
+        ValueError: ``num_samples`` is below 1, or there are several seeds or data sets.
+    """
+
+    name = "generation"
+
+    def __init__(self, prompts: PromptSets, *, num_samples: int = 1, keep_unfinished: bool = False) -> None:
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        if len(prompts.seeds) > 1 or len(prompts.names) > 1:
+            raise ValueError(
+                f"responses are generated with one seed for one data set, got seeds {list(prompts.seeds)} and data sets"
+                f" {', '.join(prompts.names)}: use num_samples for several responses per prompt"
+            )
+        self.prompts = prompts
+        self.num_samples = num_samples
+        self.keep_unfinished = keep_unfinished
+        self.measures = MEASURES
+        self.pictures: dict[str, Picture] = {}
+
+    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Read and tokenise the data set."""
+        self.prompts.prepare(tokenizer)
+
+    def batches(self) -> list[list[int]]:
+        """Return the batches of the prompts for each sample."""
+        count = self.prompts.num_rows
+        return [
+            [sample * count + item for item in items]
+            for sample in range(self.num_samples)
+            for items in self.prompts.batches()
+        ]
+
+    def identity(self) -> dict[str, Any]:
+        """Return the name, and what determines the prompts and responses."""
+        return {"name": self.name, **self.prompts.identity()}
+
+    def step(self, pair: ModelPair, items: Sequence[int]) -> list[Record]:
+        """Sample a batch of responses."""
+        sample = items[0] // self.prompts.num_rows
+        seed, name, rows = self.prompts.find([item - sample * self.prompts.num_rows for item in items])
+        data = self.prompts.data[name]
+        sampler = sampler_for(pair, self.prompts.sampling)
+        rollouts = sampler.sample(data.prompt_batch(rows).to(pair.device), seed=seed, phase=sample)
+        lengths = rollouts.lengths.tolist()
+        records = []
+        for place, text in enumerate(decode_responses(pair.tokenizer, rollouts)):
+            record = data.records[rows[place]]
+            last = int(rollouts.response_ids[place, lengths[place] - 1])
+            records.append(
+                {
+                    "item": items[place],
+                    "instruction": record.instruction,
+                    "input": record.input,
+                    "output": text,
+                    "task": record.task,
+                    "exact": record.exact,
+                    "row": rows[place],
+                    "sample": sample,
+                    "tokens": lengths[place],
+                    "finished": last == pair.tokenizer.eos_token_id,
+                }
+            )
+        return records
+
+    def findings(self, records: Sequence[Record]) -> Findings:
+        """Count responses, and average the length of those that are kept.
+
+        Raises:
+            ValueError: no response is kept.
+        """
+        kept = self._kept(records)
+        if not kept:
+            raise ValueError(
+                f"none of the {len(records)} responses ended by itself: raise sampling.max_new_tokens, or set"
+                " keep_unfinished=true"
+            )
+        return Findings(
+            {
+                "responses": [len(kept)],
+                "unfinished": [sum(not record["finished"] for record in records)],
+                "mean_length": [sum(record["tokens"] for record in kept) / len(kept)],
+            }
+        )
+
+    def texts(self, records: Sequence[Record]) -> dict[str, list[Record]]:
+        """Return the responses that are kept, sample by sample in the order of the prompts."""
+        rows = [{key: value for key, value in record.items() if key != "item"} for record in self._kept(records)]
+        return {"responses": rows}
+
+    def _kept(self, records: Sequence[Record]) -> list[Record]:
+        return [record for record in records if self.keep_unfinished or (record["finished"] and record["output"])]

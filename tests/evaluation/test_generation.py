@@ -1,0 +1,63 @@
+import pytest
+
+from lightning_minillm.data import PlainTemplate
+from lightning_minillm.evaluation import GenerationEvaluation, PromptSets
+from lightning_minillm.rollout import SamplingConfig, decode_responses, sampler_for
+
+
+@pytest.fixture(scope="module")
+def pair(make_model, make_pair):
+    return make_pair(make_model("gpt2", seed=1))
+
+
+@pytest.fixture
+def make(tokenizer, words):
+    """``make(sources=None, seeds=(3,), **options)``: a prepared evaluation."""
+
+    def make(sources=None, seeds=(3,), **options):
+        sampling = SamplingConfig(max_new_tokens=6, teacher_mix_alpha=0.0)
+        lengths = {"max_length": 32, "max_prompt_length": 16, "batch_size": 4}
+        prompts = PromptSets(sources or {"train": words(6)}, PlainTemplate(), sampling, seeds=seeds, **lengths)
+        evaluation = GenerationEvaluation(prompts, **options)
+        evaluation.prepare(tokenizer)
+        return evaluation
+
+    return make
+
+
+def test_samples_are_those_of_the_phases_of_the_sampler(make, pair, run_all):
+    evaluation = make(num_samples=2)
+    records = run_all(evaluation, pair)
+    data = evaluation.prompts.data["train"]
+    sampler = sampler_for(pair, evaluation.prompts.sampling)
+    rollouts = [sampler.sample(data.prompt_batch(range(6)), seed=3, phase=phase) for phase in (0, 1)]
+    assert [record["output"] for record in records] == [
+        text for batch in rollouts for text in decode_responses(pair.tokenizer, batch)
+    ]
+    assert [(record["sample"], record["row"]) for record in records] == [(s, row) for s in (0, 1) for row in range(6)]
+    assert [record["tokens"] for record in records] == [n for batch in rollouts for n in batch.lengths.tolist()]
+    assert [record["instruction"] for record in records[:6]] == [record.instruction for record in data.records]
+
+
+def test_unfinished_and_empty_responses_are_kept_only_on_request(make):
+    rows = [
+        {"item": 0, "output": "a", "tokens": 2, "finished": True},
+        {"item": 1, "output": "b", "tokens": 6, "finished": False},
+        {"item": 2, "output": "", "tokens": 1, "finished": True},
+    ]
+    few, all_of_them = make(), make(keep_unfinished=True)
+    assert few.findings(rows).values == {"responses": [1], "unfinished": [1], "mean_length": [2.0]}
+    assert all_of_them.findings(rows).values == {"responses": [3], "unfinished": [1], "mean_length": [3.0]}
+    assert few.texts(rows) == {"responses": [{"output": "a", "tokens": 2, "finished": True}]}
+    assert few.identity() == all_of_them.identity()  # the records are the same
+    with pytest.raises(ValueError, match=r"none of the 2 responses ended by itself.*keep_unfinished=true"):
+        few.findings(rows[1:])
+
+
+def test_mistakes_are_named(make, words):
+    with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
+        make(num_samples=0)
+    with pytest.raises(ValueError, match=r"one seed for one data set, got seeds \[1, 2\]"):
+        make(seeds=(1, 2))
+    with pytest.raises(ValueError, match="data sets a, b"):
+        make(sources={"a": words(2), "b": words(2)})
