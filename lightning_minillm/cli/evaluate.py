@@ -1,8 +1,7 @@
-"""``minillm-evaluate``: everything that is measured of one or more models, and a report of it."""
+"""``minillm-evaluate``: evaluate one or more models and write a report."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,47 +12,46 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lightning_minillm.cli.build import build_trainer, prepare_data
 from lightning_minillm.cli.config import Config, build, run_command, to_plain
-from lightning_minillm.cli.models import NamedModel, digest_of, open_model
+from lightning_minillm.cli.models import NamedModel, open_model
 from lightning_minillm.cli.tracking import tracked
 from lightning_minillm.data.cache import tokenizer_fingerprint
 from lightning_minillm.evaluation import Evaluation, EvaluationModule, record_files, run_evaluation
-from lightning_minillm.files import write_text
-from lightning_minillm.models import check_tokenizers
+from lightning_minillm.files import digest_of_files, write_json_lines
+from lightning_minillm.models import ModelFactory, check_tokenizers
 from lightning_minillm.reports import evaluation as evaluation_report
 from lightning_minillm.reports import run_folder as runs
 from lightning_minillm.reports import summary as report
 from lightning_minillm.reports.results import Results
 
 KEYS = (
-    "cache_dir callbacks data data_sets dtype eval_batch_size evaluation logger max_length"
-    " max_prompt_length model models name output_dir sampling seed seeds split teacher trainer"
-    " trust_remote_code"
+    "cache_dir callbacks data data_sets dtype eval_batch_size evaluation logger max_length max_prompt_length model"
+    " models name output_dir sampling seed seeds split teacher trainer trust_remote_code"
 ).split()
 RECORDS_FOLDER = "records"
 TEXTS_FOLDER = "responses"
 
 Texts = dict[str, dict[str, Path]]
-"""By evaluation file name such as ``seed_10``, then by model."""
+"""By the name of a file such as ``seed_10``, then by model."""
 
 
 def evaluate(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Measure models by the evaluations that ``evaluation=[...]`` names.
 
     Writes ``results.json``, ``results.csv``, ``report.md`` with its pictures, and the responses of every model and
-    seed to ``output_dir``. A run that was stopped goes on from the records in it.
+    seed to ``output_dir``. An interrupted run resumes from the records in it.
 
     Args:
         cfg: as composed from ``conf/evaluate.yaml``.
 
     Returns:
         ``{model: {metric: {"mean", "std", "values"}}}``, and objects: ``config``, ``trainer``, ``module`` (of the
-        last model), ``results`` (with curves and how each metric is shown).
+        last model), ``results`` (with curves, and how each metric is shown).
 
     Raises:
-        ValueError: a configuration that cannot work, before any model is loaded.
+        ValueError: the configuration is wrong; raised before any model is loaded.
     """
-    _check_split(cfg)
-    config = to_plain(_without_tokenizer(cfg), KEYS)
+    check_split(cfg)
+    config = to_plain(without_tokenizer(cfg), KEYS)
     _check(config)
     folder = Path(config["output_dir"])
     trainer, _ = build_trainer(config)
@@ -64,16 +62,15 @@ def evaluate(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     ]
     teacher = _teacher(config, models)
     evaluations = _prepare(config, models)
-    modules = [_module(config, model, teacher) for model in models]
+    modules = [make_module(config, model, teacher) for model in models]
     for model, module in zip(models, modules, strict=True):
         for evaluation in evaluations[model.name]:
             record_files(_records(folder, model), evaluation).check(module.identity(evaluation))
     runs.start_run(folder, config)
     results, texts = Results(), Texts()
-    module = None
     with tracked(trainer.loggers, folder, config):
         while modules:
-            model, module = models[-len(modules)], modules.pop(0)  # a model that is done leaves the memory
+            model, module = models[-len(modules)], modules.pop(0)  # releases the memory of finished models
             for evaluation in evaluations[model.name]:
                 results.add(
                     model.name, evaluation, run_evaluation(trainer, module, evaluation, _records(folder, model))
@@ -86,14 +83,18 @@ def evaluate(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[
 # --- before any model is loaded -------------------------------------------------------------------------------------
 
 
-def _check_split(cfg: DictConfig | Mapping[str, Any]) -> None:
-    """Before anything is resolved: other values refer to the split by its name."""
+def check_split(cfg: DictConfig | Mapping[str, Any]) -> None:
+    """Check the name of the split before anything is resolved, since other values refer to it.
+
+    Raises:
+        ValueError: there is no such split.
+    """
     if cfg.get("split") not in ("train", "validation", "test"):
         raise ValueError(f"split must be train, validation or test, got {cfg.get('split')!r}")
 
 
-def _without_tokenizer(cfg: DictConfig | Mapping[str, Any]) -> DictConfig | Mapping[str, Any]:
-    """Models bring their tokenizers: the data's need not be named."""
+def without_tokenizer(cfg: DictConfig | Mapping[str, Any]) -> DictConfig | Mapping[str, Any]:
+    """Return the configuration with no tokenizer for the data if none is given: models have their own."""
     if isinstance(cfg, DictConfig) and OmegaConf.is_missing(cfg.data, "tokenizer"):
         cfg = cfg.copy()
         with open_dict(cfg):
@@ -103,40 +104,41 @@ def _without_tokenizer(cfg: DictConfig | Mapping[str, Any]) -> DictConfig | Mapp
 
 def _check(config: Config) -> None:
     if not config["seeds"]:
-        raise ValueError("seeds is empty; give at least one sampling seed, e.g. seeds=[10]")
+        raise ValueError("seeds is empty: give at least one sampling seed, e.g. seeds=[10]")
     if not any(config["evaluation"].values()):
-        raise ValueError("nothing is to be measured: name evaluations, e.g. evaluation=[responses]")
+        raise ValueError("there is nothing to measure: name evaluations, e.g. evaluation=[responses]")
 
 
 def _paths(config: Config) -> dict[str, str]:
     """Return the models' paths by name.
 
     Raises:
-        ValueError: none or both forms given, or a name that can be no file's.
+        ValueError: neither or both of ``model`` and ``models`` are given, or a name is not a valid file name.
     """
     if bool(config["model"]) == bool(config["models"]):
         raise ValueError("give either model=FOLDER_OR_HUB_NAME or 'models={name: FOLDER, ...}'")
     for name in config["models"] or ():
         if Path(name).name != name:
-            raise ValueError(f"models names {name!r}, after which files are called: leave out '/'")
+            raise ValueError(f"models names {name!r}, which becomes part of file names: leave out '/'")
     return dict(config["models"] or {"model": config["model"]})
 
 
-def _teacher(config: Config, models: list[NamedModel]) -> Any:
-    """Return how to make the teacher, or ``None``, after comparing its tokenizer with every model's."""
+def _teacher(config: Config, models: list[NamedModel]) -> ModelFactory | None:
+    """Return a function that loads the teacher, if there is one, after comparing its tokenizer with every model's."""
     if not config["teacher"]["model"]:
         return None
     tokenizer = build(config["teacher"]["tokenizer"])
     for model in models:
         check_tokenizers(model.tokenizer, tokenizer)
-    return build(config["teacher"]["model"])
+    factory: ModelFactory = build(config["teacher"]["model"])
+    return factory
 
 
 def _prepare(config: Config, models: list[NamedModel]) -> dict[str, list[Evaluation]]:
     """Return the evaluations of every model, prepared; models with the same tokenizer share them.
 
     Raises:
-        ValueError: what an evaluation says of its data, or one that needs a teacher where there is none.
+        ValueError: the data of an evaluation is wrong, or it needs a teacher and there is none.
     """
     by_tokenizer: dict[str, list[Evaluation]] = {}
     by_model = {}
@@ -154,16 +156,23 @@ def _prepare(config: Config, models: list[NamedModel]) -> dict[str, list[Evaluat
     return by_model
 
 
-def _module(config: Config, model: NamedModel, teacher: Any) -> EvaluationModule:
-    """Make the module, which loads its models when the trainer asks for them."""
-    teacher_path = config["teacher"].get("path")
+def make_module(config: Config, model: NamedModel, teacher: ModelFactory | None = None) -> EvaluationModule:
+    """Return the module of a model, which is loaded when the trainer asks for it.
+
+    Args:
+        config: with ``dtype`` and ``trainer``, and, if there is a teacher, ``teacher``.
+        model: the model.
+        teacher: loads the teacher; ``None`` for none.
+    """
     about = {
         "name": model.name,
-        "model": digest_of(model.path),
+        "model": digest_of_files(model.path),
         "dtype": config["dtype"],
         "precision": config["trainer"]["precision"],
-        "teacher": digest_of(teacher_path) if teacher_path else config["teacher"]["model"],
     }
+    if teacher is not None:
+        path = config["teacher"].get("path")
+        about["teacher"] = digest_of_files(path) if path else config["teacher"]["model"]
     return EvaluationModule(model.load, model.tokenizer, teacher=teacher, about=about)
 
 
@@ -178,7 +187,7 @@ def _write_texts(folder: Path, model: NamedModel, evaluation: Evaluation, texts:
     records = record_files(_records(folder, model), evaluation).read()
     for name, rows in evaluation.texts(records).items():
         file = folder / TEXTS_FOLDER / f"{model.name}_{name}.jsonl"
-        write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_json_lines(file, rows)
         texts.setdefault(name, {})[model.name] = file
 
 

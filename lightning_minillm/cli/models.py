@@ -1,8 +1,7 @@
-"""Models by name: Hugging Face folders, hub names, and checkpoints of ours."""
+"""Models by name: Hugging Face folders, hub names, and checkpoints of training runs."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -23,26 +22,25 @@ if TYPE_CHECKING:
     from lightning_minillm.cli.build import Models
 
 _PREFIX = "student."
-_SAMPLED_BYTES = 2**16
-_REMEDY = "Save the one that it was trained with beside it: tokenizer.save_pretrained(FOLDER)"
+_REMEDY = "save the tokenizer of its training beside it: tokenizer.save_pretrained(FOLDER)"
 
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A model that is not loaded yet."""
+    """A model that is loaded on demand."""
 
     name: str
-    """In tables and files."""
+    """Used in tables and files."""
     path: str
     tokenizer: PreTrainedTokenizerBase
     load: Callable[[], PreTrainedModel]
 
 
 def open_model(name: str, path: str, dtype: str = "float32", trust_remote_code: bool = False) -> NamedModel:
-    """Load a model's tokenizer, and prepare the model, which is loaded when it is needed.
+    """Load a model's tokenizer, and return it with a function that loads the model.
 
     Args:
-        name: in tables and files.
+        name: used in tables and files.
         path: a Hugging Face folder, a hub name, or a checkpoint in either format.
         dtype: of the weights.
         trust_remote_code: run code that comes with the model.
@@ -55,20 +53,20 @@ def open_model(name: str, path: str, dtype: str = "float32", trust_remote_code: 
         return NamedModel(name, path, run.models.tokenizer, partial(_load_checkpoint, run, dtype))
     try:
         tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
-    except Exception as error:  # transformers raises whatever its readers do
+    except Exception as error:  # transformers raises exceptions of many kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise ValueError(
-            f"no tokenizer could be loaded for model '{name}' from {path!r}: {reason}. {_REMEDY}"
+            f"no tokenizer could be loaded for model {name!r} from {path!r} ({reason}): {_REMEDY}"
         ) from error
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # made up by transformers where there is no file
-        raise ValueError(f"model '{name}' has no tokenizer in {path!r}. {_REMEDY}")
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # made up by transformers if there is no file
+        raise ValueError(f"model {name!r} has no tokenizer in {path!r}: {_REMEDY}")
     return NamedModel(
         name, path, tokenizer, partial(load_causal_lm, path, dtype=dtype, trust_remote_code=trust_remote_code)
     )
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a path is a checkpoint of ours: a file, or a folder to which several ranks wrote."""
+    """Return whether a path is a checkpoint of a training run: a file, or a folder written by several ranks."""
     return path.suffix == ".ckpt" or (path / ".metadata").is_file()
 
 
@@ -77,10 +75,10 @@ class CheckpointOfRun:
 
     Args:
         checkpoint: ``last.ckpt`` or ``best.ckpt`` in a run's folder.
-        run_dir: where the run's ``config.yaml`` lies; ``None``: two folders above.
+        run_dir: folder with the run's ``config.yaml``; ``None`` for the folder two levels above the checkpoint.
 
     Raises:
-        ValueError: no checkpoint, or no configuration.
+        ValueError: there is no checkpoint, or no configuration.
     """
 
     def __init__(self, checkpoint: Path, run_dir: str | Path | None = None) -> None:
@@ -91,14 +89,12 @@ class CheckpointOfRun:
         folder = Path(run_dir) if run_dir else checkpoint.absolute().parent.parent
         config = runs.read_config(folder)
         if config is None:
-            raise ValueError(
-                f"{str(folder)!r} holds no {runs.CONFIG_FILE} of a run: say where it lies with run_dir=FOLDER"
-            )
+            raise ValueError(f"{str(folder)!r} has no {runs.CONFIG_FILE} of a run: give its folder with run_dir=FOLDER")
         self.checkpoint = checkpoint
         self.models: Models = build_models(config["student"], None)
 
     def metadata(self) -> Mapping[str, Any]:
-        """Return what the checkpoint holds besides weights, such as ``global_step``.
+        """Return the content of the checkpoint besides weights, such as ``global_step``.
 
         Raises:
             ValueError: it cannot be read.
@@ -109,7 +105,7 @@ class CheckpointOfRun:
         """Return the student with the checkpoint's weights.
 
         Raises:
-            ValueError: the checkpoint is of another architecture.
+            ValueError: the checkpoint has a different architecture.
         """
         weights = {
             name.removeprefix(_PREFIX): value
@@ -124,22 +120,6 @@ class CheckpointOfRun:
 
 
 def _load_checkpoint(run: CheckpointOfRun, dtype: str) -> PreTrainedModel:
-    run.metadata()  # its errors are clearer
-    return run.student().to(getattr(torch, dtype)).eval()
-
-
-def digest_of(path: str) -> str:
-    """Return a digest of a model's files by their sizes and ends, the same wherever they lie; a hub name as it is."""
-    place = Path(path).expanduser()
-    if not place.exists():
-        return path
-    digest = hashlib.sha256()
-    files = sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(place)} {size}".encode())
-        with open(file, "rb") as content:
-            digest.update(content.read(_SAMPLED_BYTES))
-            content.seek(max(0, size - _SAMPLED_BYTES))
-            digest.update(content.read())
-    return digest.hexdigest()
+    run.metadata()  # its errors are clearer than those of reading weights
+    student: PreTrainedModel = run.student().to(getattr(torch, dtype)).eval()
+    return student

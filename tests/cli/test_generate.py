@@ -1,16 +1,19 @@
 import json
+import shutil
 
 import pytest
 
 from lightning_minillm.cli.config import compose_config
 from lightning_minillm.cli.generate import generate
+from lightning_minillm.cli.train import train
 from lightning_minillm.data import load_instructions
+from lightning_minillm.evaluation import GenerationEvaluation
 
 
 @pytest.fixture
 def overrides(folders, data_overrides):
     common = [o for o in data_overrides if not o.startswith("eval_batch_size")]
-    sampling = ["sampling.max_new_tokens=6", "batch_size=7", "device=cpu", "keep_unfinished=true"]
+    sampling = ["sampling.max_new_tokens=6", "batch_size=7", "trainer.accelerator=cpu", "keep_unfinished=true"]
     return [*common, f"model={folders}/teacher", *sampling]
 
 
@@ -43,39 +46,82 @@ def test_samples_of_one_prompt_differ(overrides):
     assert sum(a["output"] != b["output"] for a, b in zip(rows[:40], rows[40:], strict=True)) > 20
 
 
-@pytest.mark.parametrize("kept_bytes", [0, 200, 1500])
-def test_stopped_generation_goes_on(kept_bytes, overrides, tmp_path, monkeypatch):
-    _, objects = generate(compose_config("generate", overrides))
-    whole = objects["output"].read_bytes()
-    # As a crash leaves it: the marker and the beginning of the file, cut anywhere.
-    from lightning_minillm.cli import generate as module
+@pytest.fixture
+def interrupt(monkeypatch):
+    """``interrupt(overrides, batches)``: start the command and stop it before a batch; returns the sampled rows."""
 
-    run = tmp_path / "run"
-    (run / "responses.jsonl").unlink()
-    config = module.to_plain(compose_config("generate", overrides), module.KEYS)
-    module._open_partial(run / "responses.jsonl", config)
-    (run / "responses.jsonl.partial").write_bytes(whole[:kept_bytes])
+    def run(overrides, batches):
+        step, done = GenerationEvaluation.step, []
+
+        def stopping(self, pair, items):
+            if len(done) == batches:
+                raise KeyboardInterrupt
+            done.append(len(items))
+            return step(self, pair, items)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(GenerationEvaluation, "step", stopping)
+            with pytest.raises(SystemExit):  # Lightning's answer to Ctrl-C
+                generate(compose_config("generate", overrides))
+        return sum(done)
+
+    return run
+
+
+@pytest.mark.parametrize("batches", [0, 1, 4])
+def test_interrupted_generation_resumes(batches, overrides, tmp_path, interrupt, monkeypatch):
+    _, objects = generate(compose_config("generate", [*overrides, f"output={tmp_path}/whole.jsonl"]))
+    assert interrupt(overrides, batches) == 7 * batches
+    output = tmp_path / "run/responses.jsonl"
+    assert not output.exists()
+    records = output.with_name("responses.jsonl.partial") / "generation/rank_0.jsonl"
+    if batches:
+        records.write_bytes(records.read_bytes()[:-20])  # as a crash leaves it: the last batch is sampled again
     sampled = []
-    sample = module.MixtureSampler.sample
+    step = GenerationEvaluation.step
     monkeypatch.setattr(
-        module.MixtureSampler,
-        "sample",
-        lambda self, batch, **kw: sampled.append(len(batch.indices)) or sample(self, batch, **kw),
+        GenerationEvaluation, "step", lambda self, pair, items: sampled.append(len(items)) or step(self, pair, items)
     )
     generate(compose_config("generate", overrides))
-    assert (run / "responses.jsonl").read_bytes() == whole
-    assert sum(sampled) == 40 - whole[:kept_bytes].count(b"\n")
-    assert not list(run.glob("*.partial*"))
+    assert output.read_bytes() == objects["output"].read_bytes()
+    assert sum(sampled) == 40 - 7 * max(0, batches - 1)
+    assert not list(output.parent.glob("*.partial"))
 
 
-def test_file_of_another_configuration_is_not_gone_on_with(overrides, tmp_path):
-    from lightning_minillm.cli import generate as module
+def test_responses_of_weights_that_were_replaced_are_not_continued(overrides, folders, tmp_path, make_model, interrupt):
+    """The path is the same, the weights are not."""
+    shutil.copytree(folders / "teacher", tmp_path / "model")
+    overrides = [*overrides, f"model={tmp_path}/model"]
+    interrupt(overrides, 1)
+    make_model("gpt2", seed=99).save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"different settings \(model\) and cannot be resumed.*delete the folder"):
+        generate(compose_config("generate", overrides))
+    shutil.rmtree(tmp_path / "run/responses.jsonl.partial")
+    generate(compose_config("generate", overrides))
+    assert len(rows_of(tmp_path / "run/responses.jsonl")) == 40
 
-    config = module.to_plain(compose_config("generate", overrides), module.KEYS)
-    partial = module._open_partial(tmp_path / "run/responses.jsonl", config)
-    partial.write_text("")
-    with pytest.raises(ValueError, match="another configuration; remove it"):
+
+def test_responses_of_the_same_weights_elsewhere_are_continued(overrides, folders, tmp_path, interrupt):
+    interrupt(overrides, 2)
+    shutil.copytree(folders / "teacher", tmp_path / "moved")
+    metrics, _ = generate(compose_config("generate", [*overrides, f"model={tmp_path}/moved"]))
+    assert metrics["responses"] == 40
+
+
+def test_responses_made_with_different_settings_are_not_continued(overrides, interrupt):
+    interrupt(overrides, 1)
+    with pytest.raises(ValueError, match=r"different settings \(evaluation.seeds\)"):
         generate(compose_config("generate", [*overrides, "seed=3"]))
+
+
+def test_checkpoints_write_the_responses_of_their_export(overrides, train_overrides, tmp_path):
+    run = tmp_path / "trained"
+    train(compose_config("train", [*train_overrides, f"output_dir={run}"]))
+    texts = []
+    for name, model in (("a", run / "checkpoints/best.ckpt"), ("b", run / "student")):
+        generate(compose_config("generate", [*overrides, f"model={model}", f"output={tmp_path}/{name}.jsonl"]))
+        texts.append((tmp_path / f"{name}.jsonl").read_text())
+    assert texts[0] == texts[1]
 
 
 def test_unfinished_responses_are_left_out_unless_asked_for(overrides):
@@ -93,7 +139,7 @@ def test_unfinished_responses_are_left_out_unless_asked_for(overrides):
         ("split=dev", "split must be"),
         ("num_samples=0", "at least 1"),
         ("model=./nowhere", "there is no folder"),
-        ("sampling.teacher_mix_alpha=0.5", "pass a teacher"),
+        ("sampling.teacher_mix_alpha=0.5", "teacher_mix_alpha=0, got 0.5"),
     ],
 )
 def test_mistakes_are_named(override, message, overrides):

@@ -47,7 +47,7 @@ SMALL_PHASES = (
     "module.rollouts.num_rollouts=4 module.rollouts.batch_size=4 module.rollouts.sampling.max_new_tokens=4".split()
 )
 SMALL_EVALUATION = "seeds=[10] eval_batch_size=40 sampling.max_new_tokens=16 trainer.accelerator=cpu".split()
-SMALL_GENERATION = "batch_size=20 sampling.max_new_tokens=4 device=cpu keep_unfinished=true".split()
+SMALL_GENERATION = "batch_size=20 sampling.max_new_tokens=4 trainer.accelerator=cpu keep_unfinished=true".split()
 # enough prompts for every length of reference that the pages name
 SIZES = "{train: 300, validation: 6, test: 40, corpus: 100, vocab_size: 800}"
 

@@ -142,6 +142,8 @@ def _stage(config: Config, name: str, settings: Mapping[str, Any], shown_progres
         f"name={name}",
         *_places(config, folder),
     ]
+    if not (is_training or shown_progress):
+        overrides.append("callbacks.progress=null")
     stage_config = _compose(settings["command"], overrides, f"recipe.stages.{name}")
     if is_training and not shown_progress:
         stage_config["callbacks"] = {**stage_config["callbacks"], "progress": _progress_file(folder)}
