@@ -45,7 +45,8 @@ def minillm(
     official: RolloutParts = {"pretraining": PretrainingOptions(KDLoss(0.5))}
     if "advantages" in loss.token_inputs:
         official["advantages"] = AdvantageEstimator()
-    return RolloutModule(student, tokenizer, teacher=teacher, loss=loss, **{**official, **parts})
+    chosen: RolloutParts = {**official, **parts}
+    return RolloutModule(student, tokenizer, teacher=teacher, loss=loss, **chosen)
 
 
 def on_policy_kd(
@@ -67,4 +68,5 @@ def on_policy_kd(
         "pretraining": PretrainingOptions(LanguageModelingLoss()),
         "teacher_use": TeacherOptions(cache="none"),
     }
-    return RolloutModule(student, tokenizer, teacher=teacher, loss=loss or ReverseKL(), **{**usual, **parts})
+    chosen: RolloutParts = {**usual, **parts}
+    return RolloutModule(student, tokenizer, teacher=teacher, loss=loss or ReverseKL(), **chosen)
