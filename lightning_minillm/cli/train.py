@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,18 @@ KEYS = (
 ).split()
 STUDENT_FOLDER = "student"
 # Keys that must not change between the start of a run and its resumption.
-_IDENTITY = "batch_size data loss max_length max_prompt_length module optimizer scheduler seed student teacher".split()
+# What must not change between the start of a run and its resumption ...
+_IDENTITY = (
+    "advantages batch_size data loss max_length max_prompt_length module optimizer rollout scheduler seed student"
+    " teacher"
+).split()
+# ... except for copies of the above in the module, and for what changes speed, memory or measurements only.
+_NOT_IDENTITY = (
+    "module.loss module.advantages module.training.optimizer module.training.scheduler module.rollouts.source"
+    " module.validation module.rollouts.batch_size module.teacher_use module.training.gradient_checkpointing"
+    " module.training.activation_offload module.training.compile_backend data.datamodule.cache_dir"
+    " data.datamodule.batches.micro_batch_size data.datamodule.batches.eval_batch_size"
+).split()
 
 
 def train(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -117,7 +128,19 @@ def find_checkpoint(config: Config) -> str | None:
 
 
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: config.get(key) for key in _IDENTITY}
+    """Return the values that decide the weights, by their dotted names."""
+    return dict(_leaves({key: config.get(key) for key in _IDENTITY}))
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        if name in _NOT_IDENTITY:
+            continue
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{name}.")
+        else:
+            yield name, value
 
 
 def _finish(config: Config, trainer: Trainer, module: CausalLMModule, callbacks: Mapping[str, Any]) -> dict[str, Any]:

@@ -115,10 +115,26 @@ def test_resumption_under_another_configuration_is_refused(train_overrides, stop
     stop_at(3)
     with pytest.raises(RuntimeError, match="stopped"):
         train(compose_config("train", overrides))
-    with pytest.raises(ValueError, match="a different module, optimizer: use another output_dir"):
+    with pytest.raises(ValueError, match=r"a different optimizer\.lr: use another output_dir"):
         train(compose_config("train", [*overrides, "optimizer.lr=1e-2"]))
     stop_at(None)
     metrics, _ = train(compose_config("train", [*overrides, "optimizer.lr=1e-2", "resume=never"]))
+    assert metrics["optimizer_steps"] == 6
+
+
+def test_resumption_with_options_of_speed_and_memory_goes_on(train_overrides, stop_at, tmp_path):
+    overrides = ["experiment=sft", *train_overrides]
+    stop_at(3)
+    with pytest.raises(RuntimeError, match="stopped"):
+        train(compose_config("train", overrides))
+    stop_at(None)
+    harmless = [
+        "module.training.gradient_checkpointing=true",
+        "validation.sampling.max_new_tokens=3",
+        "eval_batch_size=2",
+        f"cache_dir={tmp_path}/other_cache",
+    ]
+    metrics, _ = train(compose_config("train", [*overrides, *harmless]))
     assert metrics["optimizer_steps"] == 6
 
 
