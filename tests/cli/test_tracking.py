@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 
 import pytest
 from wandb.proto.wandb_internal_pb2 import Record
@@ -13,13 +14,22 @@ from lightning_minillm.cli.train import train
 BLOCK = 32768
 
 
-def read_offline(folder):
-    """Records of the newest offline run below a folder.
+def read_offline(folder, timeout=30):
+    """Records of the newest offline run below a folder, whose file wandb's own process may still be writing."""
+    file = max(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime)
+    end = time.monotonic() + timeout
+    while not any(record.HasField("exit") for record in read_records(file)):
+        assert time.monotonic() < end, f"{file} has no end"
+        time.sleep(0.1)
+    return read_records(file)
+
+
+def read_records(file):
+    """Records of an offline run.
 
     The file is a LevelDB log: after its own header of 7 bytes, blocks of 32 KiB; in them pieces of records, each with a
     checksum (4 bytes), its length (2) and its kind (1: whole, 2: first, 3: middle, 4: last).
     """
-    file = max(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime)
     content, place, pieces, records = file.read_bytes(), 7, b"", []
     while place + 7 <= len(content):
         left = BLOCK - place % BLOCK
