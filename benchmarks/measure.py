@@ -62,7 +62,7 @@ def rss_mb() -> float:
 def peak_rss_mb() -> float:
     """Return the most memory of this process that has been resident, in MB (10^6 bytes), imports and models included.
 
-    Linux's ``VmHWM``, which is ``ru_maxrss`` but for one thing: a process that another one starts takes over the
+    Linux's ``VmHWM``, which equals ``ru_maxrss`` with one exception: a process that a different one starts inherits the
     other's ``ru_maxrss``. Where there is none, ``ru_maxrss`` itself.
     """
     kilobytes = _status("VmHWM")

@@ -12,7 +12,7 @@ This is the baseline: the same models, prompts, mathematics, optimiser and clipp
 - A second generation from the student alone, with two passes of its own, whose reverse KL is only logged
   (``--no-second-generation`` skips it).
 - An optimiser step: student and teacher over sequences padded to the maximum length, with the logits of all positions,
-  and log-softmax over the whole of them; the pretraining batch likewise.
+  and log-softmax over the whole of them; the pretraining batch in the same way.
 
 The official code makes more passes than these; in case of doubt, the cheaper way was chosen. Its arithmetic is
 that of ``loss=minillm_official``: a test compares the policy loss with that of

@@ -37,7 +37,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def tokenizer_of_numbers(vocabulary: int, workload: Workload) -> PreTrainedTokenizerFast:
-    """Return a tokenizer for which token 17 is the word "<17>"; none lies in another, as "1" would in "17"."""
+    """Return a tokenizer for which token 17 is the word "<17>"; none is part of another, as "1" is of "17"."""
     words = Tokenizer(models.WordLevel({f"<{number}>": number for number in range(vocabulary)}, unk_token="<0>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     eos, pad = f"<{workload.eos_token_ids[0]}>", f"<{workload.pad_token_id}>"

@@ -194,7 +194,7 @@ def _check_gaps(loss: TokenLoss, problem: _Problem, dtype: torch.dtype) -> None:
 
 def _check_pickle(loss: TokenLoss, problem: _Problem) -> None:
     again = pickle.loads(pickle.dumps(loss))
-    _close(problem.apply(again).loss, problem.apply(loss).loss, "a pickled loss gives another value")
+    _close(problem.apply(again).loss, problem.apply(loss).loss, "a pickled loss gives a different value")
 
 
 def _close(given: Tensor, expected: Tensor, message: str) -> None:

@@ -11,7 +11,7 @@ _TABLE = re.compile(r"<!-- table: (\S+\.csv) -->")
 
 
 def on_page_markdown(markdown: str, *, config: Any, **_: Any) -> str:
-    """Put the rows of ``<!-- table: FILE.csv -->`` in its place; FILE lies in the folder of the documentation."""
+    """Replace ``<!-- table: FILE.csv -->`` by the rows of FILE, a path in the folder of the documentation."""
     return _TABLE.sub(lambda found: markdown_table(Path(config["docs_dir"]) / found[1]), markdown)
 
 

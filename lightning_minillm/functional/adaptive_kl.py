@@ -42,7 +42,7 @@ def adaptive_kl(student_logits: Tensor, teacher_logits: Tensor, head_mass: float
 
 
 def head_weight(student_logits: Tensor, teacher_logits: Tensor, head_mass: float) -> Tensor:
-    """Share ``[N]`` in [0, 1] of the difference that lies in the teacher's head; 1/2 where there is none."""
+    """Share ``[N]`` in [0, 1] of the difference that is in the teacher's head; 1/2 if there is no difference."""
     probabilities, order = teacher_logits.softmax(-1).sort(dim=-1, descending=True)
     gaps = (probabilities - student_logits.softmax(-1).gather(-1, order)).abs()
     is_head = probabilities.cumsum(-1) <= head_mass
@@ -58,4 +58,4 @@ def check_head_mass(head_mass: float) -> None:
         ValueError: head_mass outside (0, 1).
     """
     if not 0 < head_mass < 1:
-        raise ValueError(f"head_mass must lie inside (0, 1), got {head_mass}; use forward_kl or reverse_kl at the ends")
+        raise ValueError(f"head_mass must be inside (0, 1), got {head_mass}; use forward_kl or reverse_kl at the ends")

@@ -28,7 +28,7 @@ def paired_bootstrap(first: Tensor, second: Tensor, *, num_resamples: int = 2000
 
     Args:
         first: ``[N]`` scores of one model.
-        second: ``[N]`` scores of another, of the same rows.
+        second: ``[N]`` scores of the other model on the same rows.
         num_resamples: S, at least 1.
         seed: of the resamples.
 
@@ -43,7 +43,7 @@ def paired_bootstrap(first: Tensor, second: Tensor, *, num_resamples: int = 2000
         1.0
     """
     if first.shape != second.shape or first.dim() != 1 or not len(first):
-        raise ValueError(f"paired scores must be as many, and at least one; got {len(first)} and {len(second)}")
+        raise ValueError(f"paired scores must have the same length, at least 1; got {len(first)} and {len(second)}")
     if num_resamples < 1:
         raise ValueError(f"num_resamples must be at least 1, got {num_resamples}")
     differences = first.double() - second.double()

@@ -45,7 +45,7 @@ def reliability_bins(confidence: Tensor, correct: Tensor, num_bins: int = 10) ->
     if num_bins < 1:
         raise ValueError(f"num_bins must be at least 1, got {num_bins}")
     if confidence.shape != correct.shape:
-        raise ValueError(f"{len(confidence)} confidences and {len(correct)} outcomes: they must be as many")
+        raise ValueError(f"{len(confidence)} confidences and {len(correct)} outcomes: they must have the same length")
     places = (confidence.double() * num_bins).ceil().long().clamp(1, num_bins) - 1
     counts = torch.bincount(places, minlength=num_bins)
     of_bin = counts.clamp_min(1)

@@ -124,7 +124,7 @@ def check_skew(alpha: float) -> float:
         ValueError: alpha outside [0, 1).
     """
     if not 0 <= alpha < 1:
-        raise ValueError(f"alpha must lie in [0, 1), got {alpha}; at 1 the divergence is 0 whatever the student is")
+        raise ValueError(f"alpha must be in [0, 1), got {alpha}; at 1 the divergence is 0 whatever the student is")
     return alpha
 
 
@@ -155,7 +155,7 @@ def total_variation(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         teacher_logits: ``[N, V]``, p.
 
     Returns:
-        ``[N]`` in ``[0, 1]``. A student that is sure of another token than the teacher gets hardly any gradient.
+        ``[N]`` in ``[0, 1]``. A student that is sure of a different token than the teacher gets hardly any gradient.
 
     Example:
         >>> value = total_variation(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log())
@@ -187,7 +187,7 @@ def generalized_jsd(student_logits: Tensor, teacher_logits: Tensor, beta: float 
         True
     """
     if not 0 < beta < 1:
-        raise ValueError(f"beta must lie strictly inside (0, 1), got {beta}; use forward_kl or reverse_kl for the ends")
+        raise ValueError(f"beta must be strictly inside (0, 1), got {beta}; use forward_kl or reverse_kl for the ends")
     log_p, log_q = teacher_logits.log_softmax(-1), student_logits.log_softmax(-1)
     log_m = log_mixture(log_p, log_q, beta)
     return beta * kl_divergence(log_p, log_m) + (1 - beta) * kl_divergence(log_q, log_m)

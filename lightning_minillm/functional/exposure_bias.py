@@ -20,7 +20,7 @@ def accumulated_error(errors: Tensor, mask: Tensor, num_lengths: int) -> Tensor:
 
     Args:
         errors: ``[B, T]`` nats, KL(teacher || student) of the next token after the prefix ``y_{<t}``.
-        mask: ``[B, T]`` bool, a run of ``True`` from the left; what lies elsewhere has no effect, even NaN.
+        mask: ``[B, T]`` bool, a run of ``True`` from the left; values elsewhere have no effect, even NaN.
         num_lengths: L, at least T.
 
     Returns:

@@ -78,7 +78,7 @@ def discounted_returns(
         [[2.5, 3.0, 0.0]]
     """
     if not 0 <= gamma <= 1:
-        raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
+        raise ValueError(f"gamma must be in [0, 1], got {gamma}")
     if start not in ("current", "next"):
         raise ValueError(f"return_start must be 'current' or 'next', got {start!r}")
     rewards = rewards.masked_fill(~mask, 0)

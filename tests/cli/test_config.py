@@ -34,7 +34,7 @@ def test_unknown_key_is_named_with_those_that_are_known():
 
 
 def test_build_names_target_and_cause():
-    with pytest.raises(ValueError, match=r"SamplingConfig: teacher_mix_alpha must lie in \[0, 1\], got 2"):
+    with pytest.raises(ValueError, match=r"SamplingConfig: teacher_mix_alpha must be in \[0, 1\], got 2"):
         build({"_target_": "lightning_minillm.rollout.SamplingConfig", "teacher_mix_alpha": 2})
 
 

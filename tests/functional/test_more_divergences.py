@@ -179,7 +179,7 @@ def test_skew_bounds_the_kls():
 @pytest.mark.parametrize("function", [skewed_forward_kl, skewed_reverse_kl])
 @pytest.mark.parametrize("alpha", [-0.1, 1.0, 2.0])
 def test_alpha_of_the_skew_out_of_range(function, alpha):
-    with pytest.raises(ValueError, match=r"alpha must lie in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"alpha must be in \[0, 1\)"):
         function(torch.zeros(1, 2), torch.zeros(1, 2), alpha)
 
 
@@ -191,5 +191,5 @@ def test_exponents_out_of_range(alpha, beta):
 
 @pytest.mark.parametrize("head_mass", [0.0, 1.0])
 def test_head_mass_out_of_range(head_mass):
-    with pytest.raises(ValueError, match=r"head_mass must lie inside \(0, 1\)"):
+    with pytest.raises(ValueError, match=r"head_mass must be inside \(0, 1\)"):
         adaptive_kl(torch.zeros(1, 2), torch.zeros(1, 2), head_mass)
