@@ -45,7 +45,7 @@ def test_the_folder_holds_the_checkpoints_weights(run_folder, make_model):
 def test_what_cannot_be_exported_says_why(run_folder, tmp_path_factory):
     with pytest.raises(ValueError, match="there is no checkpoint"):
         export(**given(run_folder, checkpoint="nowhere/last.ckpt"))
-    with pytest.raises(ValueError, match=r"holds no config.yaml"):
+    with pytest.raises(ValueError, match=r"has no config\.yaml of a run"):
         export(**given(run_folder), run_dir=tmp_path_factory.mktemp("empty"))
     content = (run_folder / "checkpoints" / "last.ckpt").read_bytes()
     (run_folder / "checkpoints" / "last.ckpt").write_bytes(content[:1000])
