@@ -77,7 +77,7 @@ class Evaluation(ABC):
     """Whether :meth:`findings` may take longer than the timeout of a process group (10 minutes)."""
     measures: Mapping[str, Measure]
     """How each value of the findings is shown, in the order of columns."""
-    pictures: Mapping[str, Picture]
+    pictures: Mapping[str, Picture] = {}
     """The axes of each curve of the findings."""
 
     @abstractmethod

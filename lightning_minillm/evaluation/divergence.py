@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lightning_minillm.evaluation.base import Evaluation, Findings, Measure, Picture, Record
+from lightning_minillm.evaluation.base import Evaluation, Findings, Measure, Record
 from lightning_minillm.evaluation.items import measures_of_sets, metric_name
+from lightning_minillm.evaluation.prompt_sets import PromptItems, PromptSets
 from lightning_minillm.evaluation.scoring import row_sums
 from lightning_minillm.evaluation.teacher_comparison import pair_divergences, write_responses
 from lightning_minillm.functional.divergences import forward_kl, reverse_kl
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from lightning_minillm.evaluation.prompt_sets import PromptSets
     from lightning_minillm.models import ModelPair
 
 FUNCTIONS = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}
@@ -26,7 +24,7 @@ MEASURES = {
 }
 
 
-class DivergenceEvaluation(Evaluation):
+class DivergenceEvaluation(PromptItems, Evaluation):
     """Forward and reverse KL to the teacher, exact over the vocabulary.
 
     ``forward_kl_on_teacher_text`` is KL(teacher || student) of whole responses, and ``reverse_kl_on_student_text``
@@ -44,19 +42,6 @@ class DivergenceEvaluation(Evaluation):
     def __init__(self, prompts: PromptSets) -> None:
         self.prompts = prompts
         self.measures = measures_of_sets(MEASURES, prompts.names)
-        self.pictures: dict[str, Picture] = {}
-
-    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Read and tokenise the data sets."""
-        self.prompts.prepare(tokenizer)
-
-    def batches(self) -> list[list[int]]:
-        """Return the batches of the prompts."""
-        return self.prompts.batches()
-
-    def identity(self) -> dict[str, Any]:
-        """Return the name, and what determines the prompts and responses."""
-        return {"name": self.name, **self.prompts.identity()}
 
     def step(self, pair: ModelPair, items: Sequence[int]) -> list[Record]:
         """Let both models respond, and record the sum of nats and the number of tokens of each of three texts."""

@@ -6,21 +6,19 @@ Legend: B rows, L lengths.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lightning_minillm.evaluation.base import Curve, Evaluation, Findings, Measure, Picture, Record
 from lightning_minillm.evaluation.items import measures_of_sets, metric_name, pictures_of_sets
+from lightning_minillm.evaluation.prompt_sets import PromptItems, PromptSets
 from lightning_minillm.evaluation.teacher_comparison import pair_divergences, write_responses
 from lightning_minillm.functional.divergences import forward_kl
 from lightning_minillm.functional.exposure_bias import accumulated_error, exposure_bias_curves
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from lightning_minillm.evaluation.prompt_sets import PromptSets
     from lightning_minillm.models import ModelPair
     from lightning_minillm.types import TokenBatch
 
@@ -37,7 +35,7 @@ PICTURES = {
 }
 
 
-class ExposureBiasEvaluation(Evaluation):
+class ExposureBiasEvaluation(PromptItems, Evaluation):
     """KL(teacher || student) after every prefix of text written by the student, and of text written by the teacher.
 
     With L = ``sampling.max_new_tokens``, which must be the same for all models that are compared, the findings are:
@@ -65,18 +63,6 @@ class ExposureBiasEvaluation(Evaluation):
         self.prompts = prompts
         self.measures = measures_of_sets(MEASURES, prompts.names)
         self.pictures = pictures_of_sets(PICTURES, prompts.names)
-
-    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Read and tokenise the data sets."""
-        self.prompts.prepare(tokenizer)
-
-    def batches(self) -> list[list[int]]:
-        """Return the batches of the prompts."""
-        return self.prompts.batches()
-
-    def identity(self) -> dict[str, Any]:
-        """Return the name, and what determines the prompts and responses."""
-        return {"name": self.name, **self.prompts.identity()}
 
     def step(self, pair: ModelPair, items: Sequence[int]) -> list[Record]:
         """Let both models respond, and compare them on either text; each record lists the nats of every token."""

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lightning_minillm.evaluation.base import Evaluation, Findings, Measure, Picture, Record
+from lightning_minillm.evaluation.base import Evaluation, Findings, Measure, Record
+from lightning_minillm.evaluation.prompt_sets import PromptItems, PromptSets
 from lightning_minillm.rollout import decode_responses, sampler_for
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from lightning_minillm.evaluation.prompt_sets import PromptSets
     from lightning_minillm.models import ModelPair
 
 MEASURES = {
@@ -21,7 +19,7 @@ MEASURES = {
 }
 
 
-class GenerationEvaluation(Evaluation):
+class GenerationEvaluation(PromptItems, Evaluation):
     """Samples one or more responses to every prompt and keeps them.
 
     The rows of :meth:`texts` have ``instruction``, ``input``, ``output``, ``task``, ``exact``, ``row`` and ``sample``
@@ -50,11 +48,6 @@ class GenerationEvaluation(Evaluation):
         self.num_samples = num_samples
         self.keep_unfinished = keep_unfinished
         self.measures = MEASURES
-        self.pictures: dict[str, Picture] = {}
-
-    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Read and tokenise the data set."""
-        self.prompts.prepare(tokenizer)
 
     def batches(self) -> list[list[int]]:
         """Return the batches of the prompts for each sample."""
@@ -64,10 +57,6 @@ class GenerationEvaluation(Evaluation):
             for sample in range(self.num_samples)
             for items in self.prompts.batches()
         ]
-
-    def identity(self) -> dict[str, Any]:
-        """Return the name, and what determines the prompts and responses."""
-        return {"name": self.name, **self.prompts.identity()}
 
     def step(self, pair: ModelPair, items: Sequence[int]) -> list[Record]:
         """Sample a batch of responses."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from lightning_minillm.data import Lengths, encode_records
 from lightning_minillm.evaluation.data_sets import batches_by_length, digest_of_data
@@ -136,3 +136,22 @@ class PromptSets:
             "max_prompt_length": self.lengths.max_prompt_length,
             "data": digest_of_data(self.data, self.template),
         }
+
+
+class PromptItems:
+    """The part that evaluations of responses share: their items are those of :class:`PromptSets`."""
+
+    name: ClassVar[str]
+    prompts: PromptSets
+
+    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Read and tokenise the data sets."""
+        self.prompts.prepare(tokenizer)
+
+    def batches(self) -> list[list[int]]:
+        """Return the batches of the prompts."""
+        return self.prompts.batches()
+
+    def identity(self) -> dict[str, Any]:
+        """Return the name, and what determines the prompts and responses."""
+        return {"name": self.name, **self.prompts.identity()}

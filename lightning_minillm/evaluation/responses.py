@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_minillm.evaluation.base import Curve, Evaluation, Findings, Measure, Picture, Record
 from lightning_minillm.evaluation.items import measures_of_sets, metric_name, pictures_of_sets
+from lightning_minillm.evaluation.prompt_sets import PromptItems, PromptSets
 from lightning_minillm.evaluation.scoring import row_sums, target_scores
 from lightning_minillm.evaluation.teacher_comparison import pair_divergences
 from lightning_minillm.functional.divergences import reverse_kl
@@ -22,7 +23,6 @@ from lightning_minillm.rollout.scoring import rollout_sequences
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from lightning_minillm.evaluation.prompt_sets import PromptSets
     from lightning_minillm.models import ModelPair
     from lightning_minillm.rollout import SamplingConfig
     from lightning_minillm.types import EvaluationBatch
@@ -50,7 +50,7 @@ PICTURES = {
 }
 
 
-class ResponsesEvaluation(Evaluation):
+class ResponsesEvaluation(PromptItems, Evaluation):
     """Samples a response to every prompt for every seed.
 
     Args:
@@ -68,20 +68,12 @@ class ResponsesEvaluation(Evaluation):
     # --- before any model -------------------------------------------------------------------------------------------
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Read and tokenise the data sets."""
-        self.prompts.prepare(tokenizer)
+        """Read and tokenise the data sets, and count the tokens of their references."""
+        super().prepare(tokenizer)
         for name, data in self.prompts.data.items():
             references = [record.responses[0] for record in data.records]
             ids = tokenizer(references, add_special_tokens=False, verbose=False).input_ids
             self.reference_lengths[name] = [len(row) for row in ids]
-
-    def batches(self) -> list[list[int]]:
-        """Return the batches of the prompts."""
-        return self.prompts.batches()
-
-    def identity(self) -> dict[str, Any]:
-        """Return the name, and what determines the prompts and responses."""
-        return {"name": self.name, **self.prompts.identity()}
 
     # --- with a model -----------------------------------------------------------------------------------------------
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 from rich.progress import Progress
 
 from lightning_minillm.data.records import iterate_rows
-from lightning_minillm.evaluation.base import Evaluation, Findings, Picture, Record
+from lightning_minillm.evaluation.base import Evaluation, Findings, Record
 from lightning_minillm.evaluation.items import measures_of_sets, metric_name
 from lightning_minillm.evaluation.judge.prompts import ask_for_scores, ask_for_verdict
 from lightning_minillm.evaluation.judge.rows import MEASURES, Mode, judge_row, summarise_rows
+from lightning_minillm.evaluation.prompt_sets import PromptItems, PromptSets
 from lightning_minillm.rollout import decode_responses, sampler_for
 
 if TYPE_CHECKING:
@@ -21,11 +22,10 @@ if TYPE_CHECKING:
 
     from lightning_minillm.evaluation.judge.answers import Answers
     from lightning_minillm.evaluation.judge.client import ChatClient
-    from lightning_minillm.evaluation.prompt_sets import PromptSets
     from lightning_minillm.models import ModelPair
 
 
-class JudgeEvaluation(Evaluation):
+class JudgeEvaluation(PromptItems, Evaluation):
     """Samples a response to every prompt and lets a chat model judge it.
 
     Responses are sampled on all ranks; the first rank asks the judge once all of them exist. Answers are kept in the
@@ -68,7 +68,6 @@ class JudgeEvaluation(Evaluation):
         self.swap_order = swap_order
         self.opponents: dict[str, dict[str, str]] = {}
         self.measures = measures_of_sets(MEASURES[mode], prompts.names)
-        self.pictures: dict[str, Picture] = {}
 
     # --- before any model -------------------------------------------------------------------------------------------
 
@@ -80,7 +79,7 @@ class JudgeEvaluation(Evaluation):
                 response to a prompt.
         """
         self.client.check()
-        self.prompts.prepare(tokenizer)
+        super().prepare(tokenizer)
         for name, file in self.baseline.items():
             self.opponents[name] = _read_responses(file)
             self._check_opponent(name)
@@ -94,14 +93,6 @@ class JudgeEvaluation(Evaluation):
                 f"the baseline's file {self.baseline[name]!r} has no response to {len(missing)} of the {len(prompts)}"
                 f" prompts of data set {name!r}, such as {missing[0][:80]!r}: evaluate the baseline on the same data"
             )
-
-    def batches(self) -> list[list[int]]:
-        """Return the batches of the prompts."""
-        return self.prompts.batches()
-
-    def identity(self) -> dict[str, Any]:
-        """Return the name, and what determines the prompts and responses; the judge does not."""
-        return {"name": self.name, **self.prompts.identity()}
 
     # --- with a model -----------------------------------------------------------------------------------------------
 

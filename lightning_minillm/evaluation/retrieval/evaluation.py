@@ -14,7 +14,7 @@ import torch
 from torchmetrics.functional.retrieval import retrieval_recall, retrieval_reciprocal_rank
 
 from lightning_minillm.data import EncodedInstructions, InstructionRecord
-from lightning_minillm.evaluation.base import Evaluation, Findings, Measure, Picture, Record
+from lightning_minillm.evaluation.base import Evaluation, Findings, Measure, Record
 from lightning_minillm.evaluation.data_sets import digest_of_data, require_data
 from lightning_minillm.evaluation.items import ItemNumbers, measures_of_sets, metric_name
 from lightning_minillm.evaluation.scoring import response_scores
@@ -116,7 +116,6 @@ class RetrievalEvaluation(Evaluation):
         self.relevant: dict[str, list[list[bool]]] = {}
         self.encoder_scores: dict[str, list[list[float]]] = {}
         self.items = ItemNumbers({})
-        self.pictures: Mapping[str, Picture] = {}
         self.measures = measures_of_sets(self._measures(), self.sources)
 
     def _measures(self) -> dict[str, Measure]:
