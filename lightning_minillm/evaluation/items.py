@@ -58,28 +58,18 @@ def metric_name(name: str, data_set: str, data_sets: Iterable[str]) -> str:
 
 
 def measures_of_sets(measures: Mapping[str, Measure], data_sets: Iterable[str]) -> dict[str, Measure]:
-    """Return how the metrics of each data set are shown.
-
-    Args:
-        measures: those of one data set.
-        data_sets: names of all data sets.
-    """
+    """Return how the metrics of each data set are shown, given how those of one are."""
     names = list(data_sets)
     return {metric_name(key, name, names): measure for name in names for key, measure in measures.items()}
 
 
 def pictures_of_sets(pictures: Mapping[str, Picture], data_sets: Iterable[str]) -> dict[str, Picture]:
-    """Return the pictures of each data set, with its name in the title if there are several.
-
-    Args:
-        pictures: those of one data set.
-        data_sets: names of all data sets.
-    """
+    """Return the pictures of each data set, given those of one; among several, titles name theirs."""
     names = list(data_sets)
+    if len(names) == 1:
+        return dict(pictures)
     return {
-        metric_name(key, name, names): replace(
-            picture, title=f"{name}: {picture.title}" if len(names) > 1 else picture.title
-        )
+        metric_name(key, name, names): replace(picture, title=f"{name}: {picture.title}")
         for name in names
         for key, picture in pictures.items()
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning_minillm.data import Lengths, encode_records
 from lightning_minillm.evaluation.data_sets import batches_by_length, digest_of_data
@@ -15,16 +15,6 @@ if TYPE_CHECKING:
 
     from lightning_minillm.data import EncodedInstructions, PromptTemplate, RecordSource
     from lightning_minillm.rollout import SamplingConfig
-
-
-class PromptRows(NamedTuple):
-    """The prompts of a batch of items."""
-
-    seed: int
-    """Of sampling."""
-    data_set: str
-    rows: list[int]
-    """Rows of the data set, one per item."""
 
 
 class PromptSets:
@@ -115,8 +105,8 @@ class PromptSets:
         ]
         return [[place * self.num_rows + row for row in rows] for place in range(len(self.seeds)) for rows in per_seed]
 
-    def find(self, items: Sequence[int]) -> PromptRows:
-        """Return the seed, data set and rows of a batch of items.
+    def find(self, items: Sequence[int]) -> tuple[int, str, list[int]]:
+        """Return the sampling seed, the data set, and its row for each item of a batch.
 
         Raises:
             IndexError: the items belong to no seed, or not all to one data set and seed.
@@ -124,7 +114,7 @@ class PromptSets:
         place = items[0] // max(1, self.num_rows)
         if not 0 <= place < len(self.seeds):
             raise IndexError(f"items must be in [0, {len(self.seeds) * self.num_rows}), got {items[0]}")
-        return PromptRows(self.seeds[place], *self._numbers.find([item - place * self.num_rows for item in items]))
+        return self.seeds[place], *self._numbers.find([item - place * self.num_rows for item in items])
 
     def identity(self) -> dict[str, Any]:
         """Return seeds, sampling, and a digest of prompts and references."""

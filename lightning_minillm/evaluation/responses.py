@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from lightning_minillm.models import ModelPair
     from lightning_minillm.rollout import SamplingConfig
-    from lightning_minillm.types import EvaluationBatch
+    from lightning_minillm.types import EvaluationBatch, RolloutBatch
 
 LENGTH_BUCKETS = {"0-5": (0, 5), "6-10": (6, 10), "11+": (11, math.inf)}
 """The paper's buckets of the reference's length in tokens, both ends included."""
@@ -153,19 +153,22 @@ def measure_responses(
     if scores_references:
         columns["reference_loss"] = [-score for score in target_scores(pair, batch.tokens)]
         columns["loss_tokens"] = batch.tokens.target_mask.sum(-1).tolist()
-    records = []
-    for row, response in enumerate(decode_responses(pair.tokenizer, rollouts)):
-        record = {
-            "index": int(batch.prompts.indices[row]),
-            "task": batch.tasks[row],
-            "prompt": batch.prompt_texts[row],
-            "references": list(batch.references[row]),
-            "response": response,
-            "exact": batch.exact[row],
-            "rougeL": rouge_l(response, batch.references[row]),
-        }
-        records.append(record | {key: values[row] for key, values in columns.items()})
+    records = describe_responses(pair, batch, rollouts)
+    for row, record in enumerate(records):
+        record |= {"exact": batch.exact[row], "rougeL": rouge_l(record["response"], record["references"])}
+        record |= {key: values[row] for key, values in columns.items()}
     return records
+
+
+def describe_responses(pair: ModelPair, batch: EvaluationBatch, rollouts: RolloutBatch) -> list[Record]:
+    """Return ``index``, ``task``, ``prompt``, ``references`` and ``response`` of each row of a batch."""
+    responses = decode_responses(pair.tokenizer, rollouts)
+    return [
+        {"index": int(index), "task": task, "prompt": prompt, "references": list(references), "response": response}
+        for index, task, prompt, references, response in zip(
+            batch.prompts.indices, batch.tasks, batch.prompt_texts, batch.references, responses, strict=True
+        )
+    ]
 
 
 def summarise_responses(records: Sequence[Record]) -> dict[str, float]:

@@ -58,20 +58,15 @@ def run_evaluation(trainer: Trainer, module: EvaluationModule, evaluation: Evalu
     found: tuple[Findings | None, Exception | None] = (None, None)
     with _waiting_longer(evaluation.slow_findings):
         if trainer.is_global_zero:
-            found = _find(evaluation, files)
+            try:
+                found = evaluation.findings(files.read()), None
+            except Exception as raised:  # all ranks have to know about it
+                found = None, raised
     findings, error = trainer.strategy.broadcast(found)
     if error is not None:
         raise error
     assert findings is not None
     return findings
-
-
-def _find(evaluation: Evaluation, files: RecordFiles) -> tuple[Findings | None, Exception | None]:
-    """Return the findings, or the exception: all ranks have to know about it."""
-    try:
-        return evaluation.findings(files.read()), None
-    except Exception as error:
-        return None, error
 
 
 @contextmanager

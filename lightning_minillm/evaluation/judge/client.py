@@ -80,10 +80,7 @@ class ChatClient:
         parts = urllib.parse.urlsplit(base_url or "")
         if base_url is not None and (parts.scheme not in ("http", "https") or not parts.netloc):
             raise ValueError(f"base_url must be like http://localhost:8000/v1, got {base_url!r}")
-        for name, value, least in (
-            ("max_retries", max_retries, 0),
-            ("concurrency", concurrency, 1),
-        ):
+        for name, value, least in (("max_retries", max_retries, 0), ("concurrency", concurrency, 1)):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         if timeout <= 0 or backoff < 0:

@@ -15,7 +15,8 @@ from lightning_minillm.evaluation.items import measures_of_sets, metric_name
 from lightning_minillm.evaluation.judge.prompts import ask_for_scores, ask_for_verdict
 from lightning_minillm.evaluation.judge.rows import MEASURES, Mode, judge_row, summarise_rows
 from lightning_minillm.evaluation.prompt_sets import PromptItems, PromptSets
-from lightning_minillm.rollout import decode_responses, sampler_for
+from lightning_minillm.evaluation.responses import describe_responses
+from lightning_minillm.rollout import sampler_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -101,19 +102,8 @@ class JudgeEvaluation(PromptItems, Evaluation):
         seed, name, rows = self.prompts.find(items)
         batch = self.prompts.data[name].evaluation_batch(rows).to(pair.device)
         rollouts = sampler_for(pair, self.prompts.sampling).sample(batch.prompts, seed=seed)
-        responses = decode_responses(pair.tokenizer, rollouts)
-        return [
-            {
-                "item": items[row],
-                "data_set": name,
-                "index": rows[row],
-                "task": batch.tasks[row],
-                "prompt": batch.prompt_texts[row],
-                "references": list(batch.references[row]),
-                "response": response,
-            }
-            for row, response in enumerate(responses)
-        ]
+        described = describe_responses(pair, batch, rollouts)
+        return [{"item": item, "data_set": name, **row} for item, row in zip(items, described, strict=True)]
 
     # --- afterwards -------------------------------------------------------------------------------------------------
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from lightning_minillm.evaluation.base import Measure
 from lightning_minillm.evaluation.judge.prompts import read_scores, read_verdict
 
 Mode = Literal["score", "pairwise"]
 Outcome = Literal["win", "tie", "loss"]
-
-_OUTCOMES: tuple[Outcome, ...] = ("win", "tie", "loss")
 
 _SCORES = {
     "score_ratio": Measure("score / reference's %", 1, True),
@@ -90,6 +87,5 @@ def summarise_rows(rows: Sequence[JudgedRow]) -> dict[str, float]:
             "reference_score": others / len(scores),
         }
     if outcomes:
-        shares = {outcome: 100 * count / len(outcomes) for outcome, count in Counter(outcomes).items()}
-        values = {f"{outcome}_rate": shares.get(outcome, 0.0) for outcome in _OUTCOMES}
+        values = {f"{outcome}_rate": 100 * outcomes.count(outcome) / len(outcomes) for outcome in get_args(Outcome)}
     return values | {key: sum(row.state == key for row in rows) for key in _COUNTS}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn import functional
 from torchmetrics.functional.retrieval import retrieval_recall, retrieval_reciprocal_rank
 
 from lightning_minillm.data import EncodedInstructions, InstructionRecord
@@ -265,18 +266,13 @@ def _cosines(
 ) -> list[list[float]]:
     used = sorted({passage for chosen in candidates for passage in chosen})
     places = {passage: place for place, passage in enumerate(used)}
-    of_passages = _directions(encoder.encode([found.passages[passage] for passage in used]))
-    of_questions = _directions(encoder.encode([question.text for question in questions]))
+    texts = ([found.passages[passage] for passage in used], [question.text for question in questions])
+    vectors = (torch.from_numpy(np.asarray(encoder.encode(text), dtype=np.float64)) for text in texts)
+    of_passages, of_questions = (functional.normalize(each, dim=-1) for each in vectors)
     return [
         (of_passages[[places[passage] for passage in chosen]] @ of_questions[place]).tolist()
         for place, chosen in enumerate(candidates)
     ]
-
-
-def _directions(vectors: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    array = np.asarray(vectors, dtype=np.float64)
-    norms: npt.NDArray[np.float64] = np.maximum(np.linalg.norm(array, axis=-1, keepdims=True), 1e-12)
-    return np.divide(array, norms)
 
 
 def _cut(text: str, length: int, tokenizer: PreTrainedTokenizerBase) -> str:
