@@ -234,7 +234,3 @@ def _prepare(config: Config) -> str:
 def main() -> None:
     """Run ``recipe`` from the command line."""
     run_command(recipe, "recipe", expected=(RecipeError,))
-
-
-if __name__ == "__main__":
-    main()
