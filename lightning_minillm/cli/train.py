@@ -41,7 +41,6 @@ KEYS = (
     " monitor_mode name optimizer output_dir resume rollout scheduler seed student teacher trainer validation"
 ).split()
 STUDENT_FOLDER = "student"
-# Keys that must not change between the start of a run and its resumption.
 # What must not change between the start of a run and its resumption ...
 _IDENTITY = (
     "advantages batch_size data loss max_length max_prompt_length module optimizer rollout scheduler seed student"

@@ -259,7 +259,7 @@ def label_jobs(overrides: Mapping[Path, Mapping[str, str]]) -> dict[Path, str]:
         Names such as ``"teacher_mix_alpha=0.2, lr=1e-4"``; keys are shortened as long as they stay different.
 
     Example:
-        >>> a, b = {"loss.gamma": "1", "seed": "0"}, {"loss.gamma": "0.9", "seed": "0"}
+        >>> a, b = {"advantages.gamma": "1", "seed": "0"}, {"advantages.gamma": "0.9", "seed": "0"}
         >>> list(label_jobs({Path("0"): a, Path("1"): b}).values())
         ['gamma=1', 'gamma=0.9']
     """
