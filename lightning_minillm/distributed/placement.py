@@ -32,7 +32,7 @@ class ModelPlacement(ABC):
     @property
     @abstractmethod
     def device(self) -> torch.device | None:
-        """This process's device; ``None`` where no trainer has chosen one."""
+        """This process's device; ``None`` if it is where the parameters are."""
 
     @property
     @abstractmethod
@@ -100,8 +100,8 @@ class OneCopy(ModelPlacement):
 
     @property
     def device(self) -> torch.device | None:
-        """The trainer's device."""
-        return None if self._trainer is None else self._trainer.strategy.root_device
+        """``None``: a trainer moves whole models, and moves them back to the CPU after a run."""
+        return None
 
     @property
     def data_rank(self) -> int:

@@ -82,7 +82,8 @@ class EvaluationModule(LightningModule):
     @property
     def pair(self) -> ModelPair:
         """Student and teacher; loaded on first use."""
-        self.configure_model()
+        if self._pair is None:
+            self.configure_model()
         assert self._pair is not None
         return self._pair
 
@@ -96,11 +97,14 @@ class EvaluationModule(LightningModule):
         return [] if self._pair is None else self._pair.models
 
     def configure_model(self) -> None:
-        """Load the models, once, and place them as the trainer's strategy does."""
+        """Load the models, once, and place them as the trainer's strategy does, in every run."""
+        placement = placement_of(trainer_of(self))
         if self._pair is None:
             student, teacher = self._factories
-            self._pair = ModelPair(student, self.tokenizer, teacher, placement=placement_of(trainer_of(self)))
+            self._pair = ModelPair(student, self.tokenizer, teacher, placement=placement)
             self.student = self._pair.student
+        else:
+            self._pair.place(placement)
 
     def on_test_start(self) -> None:
         """Move the teacher, which Lightning does not know, to this rank's device."""

@@ -36,7 +36,7 @@ class ModelPair:
         student: a transformers causal LM, or a function that loads one; it is called here.
         tokenizer: of both; has an eos and a pad token.
         teacher: a model or a function, as for ``student``; frozen here. ``None`` for none.
-        placement: where the models are; shards them here if it spreads models over processes.
+        placement: where the models are; shards them if it spreads models over processes.
         gradient_checkpointing: compute the student's layers again in the backward pass instead of keeping their
             activations: less memory, about a third more time.
         activation_offload: keep the activations of the student's layers in CPU memory until the backward pass.
@@ -72,8 +72,8 @@ class ModelPair:
                 "the tokenizer has no eos or no pad token: set tokenizer.eos_token and tokenizer.pad_token"
             )
         self.tokenizer = tokenizer
-        self.placement = placement or OneCopy()
         self.activation_offload = activation_offload
+        self.teacher_offload = teacher_offload
         self.student = _load(student)
         if gradient_checkpointing:
             _checkpoint_layers(self.student)
@@ -82,12 +82,11 @@ class ModelPair:
         # share, everywhere: in sampling, losses and measurements, so that the numbers fit together.
         self.student_split = SplitCausalLM(self.student, vocabulary=self.vocabulary)
         self.teacher_split = None if self.teacher is None else SplitCausalLM(self.teacher, vocabulary=self.vocabulary)
-        self._warn_about_vocabulary()
+        if placement is None or placement.data_rank == 0:
+            self._warn_about_vocabulary()
         if compile_backend is not None:
             self.student_split.compile(compile_backend)
-        self.placement.shard_model(self.student)
-        if self.teacher is not None and not is_quantized(self.teacher):  # a quantised teacher is whole everywhere
-            self.placement.shard_model(self.teacher, cpu_offload=teacher_offload)
+        self.place(placement or OneCopy())
 
     @property
     def vocabulary(self) -> int | None:
@@ -100,7 +99,7 @@ class ModelPair:
         return [self.student] if self.teacher is None else [self.student, self.teacher]
 
     def _warn_about_vocabulary(self) -> None:
-        if self.teacher is None or self.placement.data_rank != 0:
+        if self.teacher is None:
             return
         own, theirs = (model.get_output_embeddings().weight.shape[0] for model in (self.student, self.teacher))
         if own != theirs:
@@ -121,6 +120,17 @@ class ModelPair:
     def teacher_is_sharded(self) -> bool:
         """Whether the teacher's parameters are spread over processes."""
         return self.teacher is not None and is_sharded(self.teacher)
+
+    def place(self, placement: ModelPlacement) -> None:
+        """Put the models where a placement wants them; models that are sharded already stay as they are.
+
+        Args:
+            placement: of the run that begins; models may have been loaded before it.
+        """
+        self.placement = placement
+        placement.shard_model(self.student)
+        if self.teacher is not None and not is_quantized(self.teacher):  # a quantised teacher is whole everywhere
+            placement.shard_model(self.teacher, cpu_offload=self.teacher_offload)
 
     def place_teacher(self, device: torch.device) -> None:
         """Move the teacher, unless its strategy or its quantisation keeps it where it is."""

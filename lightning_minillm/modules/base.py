@@ -84,7 +84,8 @@ class CausalLMModule(LightningModule):
     @property
     def pair(self) -> ModelPair:
         """Student and teacher; loaded on first use."""
-        self.configure_model()
+        if self._pair is None:
+            self.configure_model()
         assert self._pair is not None
         return self._pair
 
@@ -103,8 +104,9 @@ class CausalLMModule(LightningModule):
         return [] if self._pair is None else self._pair.models
 
     def configure_model(self) -> None:
-        """Load the models, once, and place them as the trainer's strategy does."""
+        """Load the models, once, and place them as the trainer's strategy does, in every run."""
         if self._pair is not None:
+            self._pair.place(self.placement)
             return
         options = self.training_options
         self._pair = ModelPair(
@@ -278,7 +280,9 @@ class CausalLMModule(LightningModule):
         if not records:
             return {}
         summary = summarise_responses(records)
-        values = {name: summary[name] for name in _MEASURED if not math.isnan(summary.get(name, math.nan))}
+        if not any(record["exact"] for record in records):
+            del summary["exact_match"]
+        values = {name: summary[name] for name in _MEASURED if name in summary}
         for name, value in values.items():
             self.log(f"{stage}/{name}", value, prog_bar=name in ("rougeL", "loss"), sync_dist=True)
         return values

@@ -96,6 +96,7 @@ def train(
     lr=1e-3,
     quantized_teacher=None,
     on_policy=None,
+    load_first=False,
 ):
     """Train MiniLLM, or on-policy distillation where its options are given, for phases of four steps.
 
@@ -130,6 +131,8 @@ def train(
         teacher=teacher,
         **TINY["group_options"](module_options or {}, common),
     )
+    if load_first:
+        module.configure_model()
     recorder = Recorder()
     trainer = L.Trainer(
         accelerator="cpu",

@@ -86,6 +86,11 @@ def test_sharded_rollouts_equal_gathered_ones(run_ranks):
     assert largest_difference(results[True][0]["weights"], results[False][0]["weights"]) < 1e-6
 
 
+def test_models_that_are_loaded_before_the_run_are_sharded_too(plain, run_ranks):
+    given = run_ranks(train, 2, strategy="fsdp", steps=STEPS, load_first=True)[0]
+    assert largest_difference(given["weights"], plain["weights"]) < 1e-5
+
+
 def test_a_teacher_with_shards_on_the_cpu_says_the_same(plain, run_ranks):
     given = run_ranks(train, 2, strategy="fsdp", steps=STEPS, module_options={"offload": True})[0]
     assert largest_difference(given["weights"], plain["weights"]) < 1e-5

@@ -63,6 +63,14 @@ def test_only_the_student_is_part_of_the_module(given, make_module, make_model):
     assert not any(m.training for m in teacher.modules())
 
 
+def test_inputs_belong_where_the_student_is(make_module, make_evaluation, make_data, make_trainer):
+    """After a run on a GPU, the trainer has moved it back to the CPU."""
+    module = make_module()
+    evaluate(module, [make_evaluation()], make_trainer, make_data)
+    module.student.to("meta")
+    assert module.pair.device == torch.device("meta")
+
+
 def test_evaluation_samples_the_student_alone(make_module):
     with pytest.raises(ValueError, match="teacher_mix_alpha=0"):
         make_module(validation_sampling=SamplingConfig(teacher_mix_alpha=0.2))
@@ -163,6 +171,14 @@ def test_exact_match_counts_exact_rows_only(make_module, make_evaluation, make_d
 def test_a_metric_that_no_row_has_is_left_out(make_module, make_evaluation, make_data, make_trainer):
     given = evaluate(make_module(), [make_evaluation(exact=(False,) * 4)], make_trainer, make_data)
     assert given.keys() == {"val/loss", "val/rougeL", "val/response_length"}
+
+
+def test_a_metric_that_is_not_a_number_is_logged(make_module, make_model, make_evaluation, make_data, make_trainer):
+    """It is a fact about the models; a callback that monitors it has to see it."""
+    module = make_module(teacher=make_model("llama", seed=2))
+    with torch.no_grad():
+        module.pair.teacher.model.norm.weight.fill_(torch.nan)
+    assert math.isnan(evaluate(module, [make_evaluation()], make_trainer, make_data)["val/reverse_kl"])
 
 
 def test_samples_show_what_the_teacher_says(
