@@ -108,7 +108,10 @@ class RolloutModule(CausalLMModule):
         return self.teacher_use.offload
 
     def _rest_teacher(self) -> None:
-        if self.teacher_use.offload:
+        """Offload the teacher, unless updates run it: the phase may be from a checkpoint of a run with cache=none."""
+        content = None if self._phases is None else self._phases.buffer.content
+        is_run = content is not None and self.loss.reads_teacher and content[0].teacher_hidden is None
+        if self.teacher_use.offload and not is_run:
             self.pair.rest_teacher(self.device)
 
     def on_validation_end(self) -> None:
@@ -187,10 +190,10 @@ class RolloutModule(CausalLMModule):
         prompts = self.phases.prompts(phase).to(self.device)
         with self.trainer.precision_plugin.forward_context():
             rollouts = self.placement.run_sampling(lambda: collector.collect(prompts, phase, self.phases, progress))
-        self._rest_teacher()
         weights = importance_weights(rollouts.student_logprobs, rollouts.mixture_logprobs, rollouts.response_mask)
         returns = torch.zeros_like(weights) if self.advantages is None else self.advantages.returns(rollouts)
         self.phases.buffer.fill(rollouts, returns, weights, phase)
+        self._rest_teacher()
         seconds = time.perf_counter() - started
         self._log_rollouts(rollouts, weights)
         tokens_per_second = float(rollouts.response_mask.sum()) / seconds
@@ -237,17 +240,13 @@ class RolloutModule(CausalLMModule):
     def training_step(self, batch: PolicyBatch, batch_idx: int) -> Tensor:
         """Return the loss on one micro-batch of collected text, plus the pretraining loss."""
         output = self.rollout_loss(batch)
-        loss, parts = output.loss, {**output.parts, self._loss_name: output.loss.detach()}
+        name = "kd_loss" if self.advantages is None else "rl_loss"  # without the pretraining loss
+        loss, parts = output.loss, {**output.parts, name: output.loss.detach()}
         if batch.lm is not None and self.pretraining_loss is not None:
             pretraining = self.apply_loss(self.pretraining_loss, batch.lm)
             loss = loss + self.pretraining_coef * pretraining.loss
             parts |= {**pretraining.parts, "pt_loss": pretraining.loss.detach()}
         return self.finish_step(LossOutput(loss, parts), batch.rollouts.indices)
-
-    @property
-    def _loss_name(self) -> str:
-        """Log key of the loss on the text, without the pretraining loss."""
-        return "kd_loss" if self.advantages is None else "rl_loss"
 
     def rollout_loss(self, batch: PolicyBatch) -> LossOutput:
         """Return the loss on one micro-batch of collected text."""

@@ -186,6 +186,21 @@ def test_an_offloaded_teacher_rests_on_the_cpu_and_changes_nothing(
     assert places[-2:] == ["placed", "rest"]  # on this rank's device for the rollouts, and back
 
 
+def test_a_teacher_offloaded_from_the_middle_of_a_phase_waits_for_the_next_one(
+    make_minillm, make_data, make_trainer, monkeypatch, tmp_path
+):
+    """A phase that was collected with cache=none has no states of the teacher: its updates run it to the end."""
+    options = without_the_teacher_in_the_lm_loss(teacher="llama")
+    keep = ModelCheckpoint(tmp_path, filename="middle", every_n_train_steps=3)
+    trainer = make_trainer(max_steps=4, callbacks=[keep], enable_checkpointing=True)
+    trainer.fit(make_minillm(cache="none", **options), make_data())
+
+    module, rested = make_minillm(offload=True, **options), []
+    monkeypatch.setattr(module.pair, "rest_teacher", lambda device: rested.append(module.global_step))
+    make_trainer(max_steps=5).fit(module, make_data(), ckpt_path=tmp_path / "middle.ckpt", weights_only=False)
+    assert rested == [4]
+
+
 @pytest.mark.gpu
 def test_an_offloaded_teacher_leaves_the_gpu(make_minillm, make_data, make_trainer, sgd):
     module = make_minillm(offload=True, **without_the_teacher_in_the_lm_loss(teacher="llama", optimizer=sgd()))
