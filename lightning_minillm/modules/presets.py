@@ -60,7 +60,8 @@ def on_policy_kd(
     """Return the minimisation of a divergence on text of any source; by default the reverse KL on the student's text.
 
     mean over response tokens of d(p(. | x, y_<t), q(. | x, y_<t)), y from ``rollouts.source``. With 64 rollouts, one
-    pass and a batch size of 64, every step is on text of the student that it updates.
+    pass and a batch size of 64, every step is on text of the student that it updates. A part that is given replaces the
+    whole usual part: ``RolloutOptions(source=...)`` alone has the official MiniLLM's phases and mixes in the teacher.
     """
     sampling = SamplingConfig(teacher_mix_alpha=0.0)
     usual: RolloutParts = {
