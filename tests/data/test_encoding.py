@@ -154,7 +154,7 @@ def test_encode_records_counts_what_it_drops_and_truncates(records, tokenizer, c
         pytest.warns(
             UserWarning, match="dolly: 1 of 3 prompts have more than max_prompt_length=64 tokens and are dropped"
         ),
-        caplog.at_level("INFO"),
+        caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"),
     ):
         encoded = encode_records("dolly", mixed, tokenizer, PlainTemplate(), Lengths(96, 64))
     assert len(encoded) == 2
