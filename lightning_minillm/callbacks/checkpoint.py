@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_minillm import _reach
+from lightning_minillm.distributed.placement import gather_objects
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -141,11 +142,8 @@ class ResumeCheckpoint(ModelCheckpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the base class and the random states of all ranks."""
-        own = random_state()
-        states: list[Any] = [own]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            states = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(states, own)
+        several = torch.distributed.is_available() and torch.distributed.is_initialized()
+        states = gather_objects(random_state(), torch.distributed.get_world_size() if several else 1)
         return {**super().state_dict(), "random_states": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -78,11 +78,7 @@ def shapes_of(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def check_architecture(own: Shapes, theirs: Shapes) -> None:
-    """Check that the weights of a checkpoint fit a model.
-
-    Args:
-        own: shapes of the model's weights.
-        theirs: shapes of the checkpoint's weights.
+    """Check that the weights of a checkpoint (``theirs``) fit a model (``own``).
 
     Raises:
         ValueError: names or shapes differ.

@@ -59,12 +59,7 @@ class ModelPlacement(ABC):
 
     @abstractmethod
     def shard_model(self, model: PreTrainedModel, *, cpu_offload: bool = False) -> None:
-        """Spread a loaded model over the processes, in place.
-
-        Args:
-            model: its weights have to be loaded.
-            cpu_offload: keep its shards on the CPU.
-        """
+        """Spread a loaded model over the processes, in place; ``cpu_offload`` keeps its shards on the CPU."""
 
     @abstractmethod
     def run_sampling(self, function: Callable[[], _Result]) -> _Result:
@@ -146,23 +141,13 @@ class OneCopy(ModelPlacement):
 
 
 def placement_of(trainer: Trainer | None) -> ModelPlacement:
-    """Return how the strategy of a trainer places models; whole models in each process if it does not say.
-
-    Args:
-        trainer: ``None`` outside a run.
-    """
+    """Return how the strategy of a trainer places models: whole in each process if it does not say, or without one."""
     strategy = None if trainer is None else trainer.strategy
     return strategy if isinstance(strategy, ModelPlacement) else OneCopy(trainer)
 
 
 def gather_objects(value: Any, world_size: int, group: Any = None) -> list[Any]:
-    """Return the objects of the processes of a group, in the order of ranks.
-
-    Args:
-        value: can be pickled.
-        world_size: number of processes in the group.
-        group: process group; ``None`` for all processes.
-    """
+    """Return the objects of a group's ``world_size`` processes (``None``: of all), which can be pickled, by rank."""
     if world_size == 1:
         return [value]
     gathered: list[Any] = [None] * world_size

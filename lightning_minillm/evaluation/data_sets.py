@@ -46,16 +46,7 @@ def digest_of_data(data: Mapping[str, EncodedInstructions], template: PromptTemp
 
 
 def require_data(evaluation: str, known: Collection[str], chosen: Collection[str]) -> None:
-    """Check that at least one data set of an evaluation was given a path.
-
-    Args:
-        evaluation: its name.
-        known: names of all its data sets.
-        chosen: names of those with a path.
-
-    Raises:
-        ValueError: none has a path.
-    """
+    """Raise ``ValueError`` if no data set of an evaluation (``known``) was given a path (``chosen``)."""
     if not chosen:
         first = next(iter(known), "NAME")
         raise ValueError(
@@ -65,11 +56,7 @@ def require_data(evaluation: str, known: Collection[str], chosen: Collection[str
 
 
 def batches_by_length(dataset: EncodedInstructions, batch_size: int) -> list[list[int]]:
-    """Return all rows in batches of prompts of similar length, the longest first.
-
-    Args:
-        dataset: the rows.
-        batch_size: maximum number of rows in a batch; at least 1.
+    """Return all rows in batches of at most ``batch_size`` prompts of similar length, the longest first.
 
     Raises:
         ValueError: ``batch_size`` is below 1.

@@ -33,10 +33,7 @@ class ItemNumbers:
         return [self._starts[name][row] for row in rows]
 
     def find(self, items: Sequence[int]) -> tuple[str, list[int]]:
-        """Return the data set and the rows of items.
-
-        Args:
-            items: at least one, all of one data set.
+        """Return the data set and the rows of items, at least one.
 
         Raises:
             IndexError: the items belong to no data set, or to several.

@@ -49,9 +49,6 @@ class RecordFiles:
     def open(self, identity: Mapping[str, Any]) -> set[int]:
         """Start or resume; called by one process, before any rank appends.
 
-        Args:
-            identity: as in :meth:`check`.
-
         Returns:
             The items that already have a record.
 
@@ -66,12 +63,7 @@ class RecordFiles:
         return {record["item"] for record in self._records()}
 
     def append(self, rank: int, records: Iterable[Record]) -> None:
-        """Append the records of a batch; they have been handed to the system when this returns.
-
-        Args:
-            rank: names the file; no two writing processes have the same.
-            records: each with its ``"item"``.
-        """
+        """Append to the file of a rank, which no other process writes; the system has the records when this returns."""
         append_json_lines(self.folder / f"rank_{rank}.jsonl", records)
 
     def read(self) -> list[Record]:

@@ -38,24 +38,15 @@ def row_sums(values: Tensor, mask: Tensor) -> list[float]:
 
 
 def target_scores(pair: ModelPair, batch: TokenBatch) -> list[float]:
-    """Return the student's log q of each row, summed over its target tokens.
-
-    Args:
-        pair: the model is its student.
-        batch: B rows, on the pair's device.
-    """
+    """Return the student's log q of each row of a batch on the pair's device, summed over its target tokens."""
     states, target_ids = pair.token_states(batch)
     return row_sums(target_logprobs(states, target_ids), batch.target_mask)
 
 
 def response_scores(pair: ModelPair, batch: TokenBatch) -> list[float]:
-    """Return log q(response | prompt) of each row, summed over the tokens of the response.
+    """Return the student's log q(response | prompt) of each row of a batch on any device; responses are the targets.
 
     The eos at the end of every response does not count: the response may be the beginning of a longer text.
-
-    Args:
-        pair: the model is its student.
-        batch: B rows with their responses as targets, on any device.
     """
     places = torch.arange(batch.target_mask.shape[1])
     last = batch.attention_mask.sum(-1, keepdim=True) - 1

@@ -29,17 +29,10 @@ LogitDivergence = Callable[[Tensor, Tensor], Tensor]
 def write_responses(
     pair: ModelPair, prompts: PromptBatch, sampling: SamplingConfig, seed: int, writer: Writer
 ) -> TokenBatch:
-    """Return prompts with responses sampled from one of the models; the responses are the targets.
+    """Return prompts on the pair's device with responses of one of the models; the responses are the targets.
 
     Student and teacher are sampled with the same random numbers, so that a student that equals its teacher writes the
     same text, and chance adds less noise to their difference.
-
-    Args:
-        pair: student and teacher.
-        prompts: B prompts, on the pair's device.
-        sampling: of either model.
-        seed: of the sampling noise.
-        writer: the model that writes.
     """
     return rollout_sequences(sampler_for(pair, sampling, writer=writer).sample(prompts, seed=seed))
 
@@ -47,16 +40,10 @@ def write_responses(
 def pair_divergences(
     pair: ModelPair, batch: TokenBatch, functions: Mapping[str, LogitDivergence], sampling: SamplingConfig
 ) -> dict[str, Tensor]:
-    """Compare student and teacher on given text, at the temperature of sampling (1 if it is 0) without its filters.
-
-    Args:
-        pair: student and teacher.
-        batch: B rows with N target tokens together, on the pair's device.
-        functions: by name.
-        sampling: gives the temperature.
+    """Compare student and teacher on text on the pair's device, at the temperature of sampling without its filters.
 
     Returns:
-        By name, ``[N]`` float32, row by row.
+        By the name of the function, ``[N]`` float32, row by row; a temperature of 0 counts as 1.
     """
     student, _ = pair.token_states(batch)
     return token_divergences(student, pair.teacher_token_states(batch), functions, sampling.temperature or 1.0)

@@ -5,6 +5,10 @@ The legend of all formulas: p teacher, q student, both over the shared vocabular
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import ClassVar
+
 from torch import Tensor
 
 from lightning_minillm.functional import divergences
@@ -21,27 +25,30 @@ def logits_of(signals: TokenSignals) -> tuple[Tensor, Tensor]:
     return signals.student_logits, signals.teacher_logits
 
 
-class ForwardKL(TokenLoss):
+class _OfBothLogits:
+    """The value of a token is a divergence of the two logits ``[N, V]``, and depends on nothing else."""
+
+    is_divergence: ClassVar[bool] = True
+    function: Callable[..., Tensor]
+
+    def token_values(self, signals: TokenSignals) -> TokenValues:
+        """Return the divergence of each token."""
+        return TokenValues(self.function(*logits_of(signals)))
+
+
+class ForwardKL(_OfBothLogits, TokenLoss):
     """KL(p || q): word-level distillation (Hinton et al., arXiv 1503.02531)."""
 
-    is_divergence = True
-
-    def token_values(self, signals: TokenSignals) -> TokenValues:
-        """Return the divergence of each token."""
-        return TokenValues(divergences.forward_kl(*logits_of(signals)))
+    function = staticmethod(divergences.forward_kl)
 
 
-class ReverseKL(TokenLoss):
+class ReverseKL(_OfBothLogits, TokenLoss):
     """KL(q || p), exact over the vocabulary (MiniLLM, arXiv 2306.08543)."""
 
-    is_divergence = True
-
-    def token_values(self, signals: TokenSignals) -> TokenValues:
-        """Return the divergence of each token."""
-        return TokenValues(divergences.reverse_kl(*logits_of(signals)))
+    function = staticmethod(divergences.reverse_kl)
 
 
-class SkewedForwardKL(TokenLoss):
+class SkewedForwardKL(_OfBothLogits, TokenLoss):
     """KL(p || alpha p + (1 - alpha) q): the loss of DistiLLM (arXiv 2402.03898).
 
     Args:
@@ -52,18 +59,13 @@ class SkewedForwardKL(TokenLoss):
         ValueError: alpha outside [0, 1).
     """
 
-    is_divergence = True
-
     def __init__(self, alpha: float = 0.1, chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE) -> None:
         super().__init__(chunk_size)
         self.alpha = divergences.check_skew(alpha)
-
-    def token_values(self, signals: TokenSignals) -> TokenValues:
-        """Return the divergence of each token."""
-        return TokenValues(divergences.skewed_forward_kl(*logits_of(signals), self.alpha))
+        self.function = partial(divergences.skewed_forward_kl, alpha=alpha)
 
 
-class SkewedReverseKL(TokenLoss):
+class SkewedReverseKL(_OfBothLogits, TokenLoss):
     """KL(q || alpha q + (1 - alpha) p): the other loss of DistiLLM (arXiv 2402.03898).
 
     Args:
@@ -74,18 +76,13 @@ class SkewedReverseKL(TokenLoss):
         ValueError: alpha outside [0, 1).
     """
 
-    is_divergence = True
-
     def __init__(self, alpha: float = 0.1, chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE) -> None:
         super().__init__(chunk_size)
         self.alpha = divergences.check_skew(alpha)
-
-    def token_values(self, signals: TokenSignals) -> TokenValues:
-        """Return the divergence of each token."""
-        return TokenValues(divergences.skewed_reverse_kl(*logits_of(signals), self.alpha))
+        self.function = partial(divergences.skewed_reverse_kl, alpha=alpha)
 
 
-class GeneralizedJSD(TokenLoss):
+class GeneralizedJSD(_OfBothLogits, TokenLoss):
     """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q (GKD, arXiv 2306.13649).
 
     Args:
@@ -96,40 +93,27 @@ class GeneralizedJSD(TokenLoss):
         ValueError: beta outside (0, 1).
     """
 
-    is_divergence = True
-
     def __init__(self, beta: float = 0.5, chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE) -> None:
         super().__init__(chunk_size)
         if not 0 < beta < 1:
             raise ValueError(f"beta must be strictly between 0 and 1, got {beta}; use ForwardKL or ReverseKL instead")
         self.beta = beta
-
-    def token_values(self, signals: TokenSignals) -> TokenValues:
-        """Return the divergence of each token."""
-        return TokenValues(divergences.generalized_jsd(*logits_of(signals), self.beta))
+        self.function = partial(divergences.generalized_jsd, beta=beta)
 
 
-class Jeffreys(TokenLoss):
+class Jeffreys(_OfBothLogits, TokenLoss):
     """KL(p || q) + KL(q || p) (Jeffreys 1946): symmetric, and at least as large as either of the two."""
 
-    is_divergence = True
-
-    def token_values(self, signals: TokenSignals) -> TokenValues:
-        """Return the divergence of each token."""
-        return TokenValues(divergences.jeffreys(*logits_of(signals)))
+    function = staticmethod(divergences.jeffreys)
 
 
-class TotalVariation(TokenLoss):
+class TotalVariation(_OfBothLogits, TokenLoss):
     """1/2 sum |p - q| (f-distill, arXiv 2307.15190): bounded, and insensitive to tokens that both find unlikely."""
 
-    is_divergence = True
-
-    def token_values(self, signals: TokenSignals) -> TokenValues:
-        """Return the divergence of each token."""
-        return TokenValues(divergences.total_variation(*logits_of(signals)))
+    function = staticmethod(divergences.total_variation)
 
 
-class AdaptiveKL(TokenLoss):
+class AdaptiveKL(_OfBothLogits, TokenLoss):
     """w KL(p || q) + (1 - w) KL(q || p), where w is the head's share of |p - q| (AKL, arXiv 2404.02657).
 
     The head consists of the teacher's most probable tokens. w is computed per target token and carries no gradient.
@@ -142,19 +126,14 @@ class AdaptiveKL(TokenLoss):
         ValueError: head_mass outside (0, 1).
     """
 
-    is_divergence = True
-
     def __init__(self, head_mass: float = 0.5, chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE) -> None:
         super().__init__(chunk_size)
         check_head_mass(head_mass)
         self.head_mass = head_mass
-
-    def token_values(self, signals: TokenSignals) -> TokenValues:
-        """Return the divergence of each token."""
-        return TokenValues(adaptive_kl(*logits_of(signals), self.head_mass))
+        self.function = partial(adaptive_kl, head_mass=head_mass)
 
 
-class AlphaBetaDivergence(TokenLoss):
+class AlphaBetaDivergence(_OfBothLogits, TokenLoss):
     """-1 / (alpha beta) sum [p^alpha q^beta - alpha / s p^s - beta / s q^s], s = alpha + beta (ABKD, arXiv 2505.04560).
 
     Args:
@@ -166,16 +145,11 @@ class AlphaBetaDivergence(TokenLoss):
         ValueError: a negative exponent, or both 0.
     """
 
-    is_divergence = True
-
     def __init__(self, alpha: float = 0.2, beta: float = 0.7, chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE) -> None:
         super().__init__(chunk_size)
         check_exponents(alpha, beta)
         self.alpha, self.beta = alpha, beta
-
-    def token_values(self, signals: TokenSignals) -> TokenValues:
-        """Return the divergence of each token."""
-        return TokenValues(alpha_beta_divergence(*logits_of(signals), self.alpha, self.beta))
+        self.function = partial(alpha_beta_divergence, alpha=alpha, beta=beta)
 
 
 class TeacherCrossEntropy(TokenLoss):

@@ -18,12 +18,7 @@ ADAPTER_FOLDER = "adapter"
 def save_pretrained(model: PreTrainedModel, folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write model and tokenizer; adapters are merged into the weights and also written alone to ``folder/adapter``.
 
-    All ranks call this together; the first one writes.
-
-    Args:
-        model: the model.
-        folder: created if it does not exist.
-        tokenizer: written beside the model.
+    All ranks call this together; the first one writes, and creates the folder if it does not exist.
     """
     several = dist.is_available() and dist.is_initialized()
     adapted = has_lora(model)

@@ -193,10 +193,6 @@ def load_tokenizer(path: str | Path | None, *, trust_remote_code: bool = False) 
 def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
     """Check that every id is the same token for student and teacher.
 
-    Args:
-        student: the student's tokenizer.
-        teacher: the teacher's tokenizer.
-
     Raises:
         ValueError: some token or the eos token differs.
     """

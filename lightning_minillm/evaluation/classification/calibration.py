@@ -223,11 +223,7 @@ def calibration_metrics(probabilities: Tensor, labels: Tensor, num_bins: int = 1
 
 
 def _check_words(name: str, words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Check that label words differ in their tokens.
-
-    Raises:
-        ValueError: two words have the same tokens, or a word has none.
-    """
+    """Check that label words have tokens, and differ in them."""
     ids = [tuple(tokenizer(word, add_special_tokens=False).input_ids) for word in words]
     if len(set(ids)) < len(ids) or not all(ids):
         raise ValueError(

@@ -115,11 +115,7 @@ class ClassificationSource:
 
 
 def _column(row: Mapping[str, Any], part: str, names: Names, where: str) -> Any:
-    """Return a row's value in the first column of ``names`` that it has.
-
-    Raises:
-        ValueError: the row has none of the columns, or the value is empty.
-    """
+    """Return a row's value, which must not be empty, in the first column of ``names`` that it has."""
     names = (names,) if isinstance(names, str) else tuple(names)
     found = next((name for name in names if name in row), None)
     if found is None:

@@ -169,11 +169,7 @@ class JudgeEvaluation(PromptItems, Evaluation):
 
 
 def _by_data_set(baseline: Mapping[str, str] | str | None, names: Sequence[str]) -> dict[str, str]:
-    """Return the baseline's file of each data set.
-
-    Raises:
-        ValueError: a data set has none.
-    """
+    """Return the baseline's file of each data set."""
     if isinstance(baseline, str) and len(names) == 1:
         return dict.fromkeys(names, baseline)
     files = dict(baseline) if isinstance(baseline, Mapping) else {}
@@ -188,11 +184,7 @@ def _by_data_set(baseline: Mapping[str, str] | str | None, names: Sequence[str])
 
 
 def _read_responses(file: str) -> dict[str, str]:
-    """Return responses by their prompts, the first response to each.
-
-    Raises:
-        ValueError: there is no such file, or a row lacks a field.
-    """
+    """Return responses by their prompts, the first response to each."""
     found: dict[str, str] = {}
     try:
         for where, row in iterate_rows(file):
