@@ -144,20 +144,12 @@ def build_trainer(
         nodes.pop("learning_rate", None)  # it refuses to be without a logger
     callbacks: dict[str, Callback] = build_all(nodes)
     node |= {
-        "callbacks": [*callbacks.values(), *extra_callbacks],
-        "logger": loggers or False,
         "default_root_dir": config["output_dir"],
         "enable_progress_bar": "progress" in callbacks,
         "enable_checkpointing": "best" in callbacks or "last" in callbacks,
     }
-    target = node.pop("_target_")
-    return _call(target, node), callbacks
-
-
-def _call(target: str, kwargs: dict[str, Any]) -> Any:
-    """Make an object from plain and nested nodes, with ready objects among its arguments."""
-    ready = {name: kwargs.pop(name) for name in ("callbacks", "logger")}
-    return build({"_target_": target, "_partial_": True, **kwargs})(**ready)
+    make = build({**node, "_partial_": True})
+    return make(callbacks=[*callbacks.values(), *extra_callbacks], logger=loggers or False), callbacks
 
 
 def announce(config: Config, sizes: BatchSizes) -> None:

@@ -7,6 +7,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import hydra
@@ -59,11 +60,9 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     Returns:
         The configuration, unresolved. Setting a key that it does not have is an error.
     """
-    overrides = quote_numbers(overrides)
-    if GlobalHydra.instance().is_initialized():
-        return check_paper(compose(name, overrides=overrides))
-    with initialize_config_module(CONFIG_MODULE, version_base=HYDRA_VERSION):
-        return check_paper(compose(name, overrides=overrides))
+    is_ready = GlobalHydra.instance().is_initialized()
+    with nullcontext() if is_ready else initialize_config_module(CONFIG_MODULE, version_base=HYDRA_VERSION):
+        return check_paper(compose(name, overrides=quote_numbers(overrides)))
 
 
 def quote_numbers(overrides: Iterable[str]) -> list[str]:
@@ -162,11 +161,7 @@ def _is_mistake_of_user(error: BaseException) -> bool:
 
 
 def _check_targets(node: Any) -> None:
-    """Check that every target in a node exists and takes the arguments beside it.
-
-    Raises:
-        ValueError: otherwise.
-    """
+    """Check that every target in a node exists and takes the arguments beside it."""
     if isinstance(node, Mapping):
         for value in node.values():
             _check_targets(value)
@@ -192,11 +187,7 @@ def _check_arguments(node: Mapping[str, Any]) -> None:
 
 
 def _locate(target: str) -> Any:
-    """Import what a dotted path names.
-
-    Raises:
-        ValueError: there is no such module, or it has no such name.
-    """
+    """Import what a dotted path names."""
     parts = target.split(".")
     for end in range(len(parts), 0, -1):
         module = ".".join(parts[:end])

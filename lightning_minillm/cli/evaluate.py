@@ -110,11 +110,7 @@ def _check(config: Config) -> None:
 
 
 def _paths(config: Config) -> dict[str, str]:
-    """Return the models' paths by name.
-
-    Raises:
-        ValueError: neither or both of ``model`` and ``models`` are given, or a name is not a valid file name.
-    """
+    """Return the models' paths by name."""
     if bool(config["model"]) == bool(config["models"]):
         raise ValueError("give either model=FOLDER_OR_HUB_NAME or 'models={name: FOLDER, ...}'")
     for name in config["models"] or ():
@@ -135,11 +131,7 @@ def _teacher(config: Config, models: list[NamedModel]) -> ModelFactory | None:
 
 
 def _prepare(config: Config, models: list[NamedModel]) -> dict[str, list[Evaluation]]:
-    """Return the evaluations of every model, prepared; models with the same tokenizer share them.
-
-    Raises:
-        ValueError: the data of an evaluation is wrong, or it needs a teacher and there is none.
-    """
+    """Return the evaluations of every model, prepared; models with the same tokenizer share them."""
     by_tokenizer: dict[str, list[Evaluation]] = {}
     by_model = {}
     for model in models:
@@ -157,13 +149,7 @@ def _prepare(config: Config, models: list[NamedModel]) -> dict[str, list[Evaluat
 
 
 def make_module(config: Config, model: NamedModel, teacher: ModelFactory | None = None) -> EvaluationModule:
-    """Return the module of a model, which is loaded when the trainer asks for it.
-
-    Args:
-        config: with ``dtype`` and ``trainer``, and, if there is a teacher, ``teacher``.
-        model: the model.
-        teacher: loads the teacher; ``None`` for none.
-    """
+    """Return the module of a model, which is loaded when the trainer asks for it."""
     about = {
         "name": model.name,
         "model": digest_of_files(model.path),

@@ -23,16 +23,7 @@ from lightning_minillm.files import read_json
 from lightning_minillm.reports import run_folder as runs
 
 # The variables that a launcher sets for the processes it starts.
-_RANKS = (
-    "RANK",
-    "LOCAL_RANK",
-    "NODE_RANK",
-    "GROUP_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-)
+_RANKS = "RANK LOCAL_RANK NODE_RANK GROUP_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT".split()
 
 
 def run_job(command: Callable[[DictConfig], Any], name: str, cfg: DictConfig) -> float | None:

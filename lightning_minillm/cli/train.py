@@ -89,13 +89,7 @@ def train(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
         metrics = _finish(config, trainer, module, callbacks)
         metrics["seconds"] = round(time.perf_counter() - started, 1)
         rank_zero_only(write_json)(folder / runs.METRICS_FILE, metrics)
-    objects = {
-        "config": config,
-        "datamodule": datamodule,
-        "module": module,
-        "trainer": trainer,
-        "callbacks": callbacks,
-    }
+    objects = {"config": config, "datamodule": datamodule, "module": module, "trainer": trainer, "callbacks": callbacks}
     return metrics, objects
 
 

@@ -192,11 +192,7 @@ class PackedCorpus:
         self.max_length = max_length
         self.num_documents = 0
         columns, self.from_cache = load_or_build(
-            cache_dir,
-            "corpus",
-            settings,
-            (),
-            lambda: self._pack(found.documents(), tokenizer, eos),
+            cache_dir, "corpus", settings, (), lambda: self._pack(found.documents(), tokenizer, eos)
         )
         blocks = columns["input_ids"]
         self._blocks = blocks.values.reshape(-1, max_length)

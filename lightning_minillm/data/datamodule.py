@@ -200,12 +200,7 @@ class DistillationDataModule(LightningDataModule):
         shares = self.world_size * self.accumulation
         micro_batch_size = divide(batch_size, shares, "lm_batch_size", "devices x accumulated micro-batches")
         return LMStream(
-            self.lm_corpus,
-            batch_size,
-            micro_batch_size,
-            rank=self.rank,
-            world_size=self.world_size,
-            seed=self.seed,
+            self.lm_corpus, batch_size, micro_batch_size, rank=self.rank, world_size=self.world_size, seed=self.seed
         )
 
     def pair_loader(self) -> TokenLoader:

@@ -15,11 +15,7 @@ from lightning_minillm.functional.divergences import (
     skewed_reverse_kl,
     total_variation,
 )
-from lightning_minillm.functional.exposure_bias import (
-    accumulated_error,
-    excess_accumulated_error,
-    exposure_bias_curves,
-)
+from lightning_minillm.functional.exposure_bias import accumulated_error, excess_accumulated_error, exposure_bias_curves
 from lightning_minillm.functional.logprobs import TokenStates, gather_logprobs, select_targets, target_logprobs
 from lightning_minillm.functional.masking import lengths_to_mask, position_ids
 from lightning_minillm.functional.policy_gradient import clipped_surrogate, importance_weights

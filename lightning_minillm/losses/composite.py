@@ -27,10 +27,7 @@ class WeightedLoss(TokenLoss):
     """
 
     def __init__(
-        self,
-        losses: Mapping[str, TokenLoss],
-        weights: Mapping[str, float],
-        chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE,
+        self, losses: Mapping[str, TokenLoss], weights: Mapping[str, float], chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE
     ) -> None:
         super().__init__(chunk_size)
         if set(losses) != set(weights):
@@ -83,10 +80,7 @@ class KDLoss(TokenLoss):
     """
 
     def __init__(
-        self,
-        kd_ratio: float = 0.5,
-        divergence: TokenLoss | None = None,
-        chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE,
+        self, kd_ratio: float = 0.5, divergence: TokenLoss | None = None, chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE
     ) -> None:
         super().__init__(chunk_size)
         if not 0 <= kd_ratio <= 1:

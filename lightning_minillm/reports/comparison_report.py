@@ -17,14 +17,7 @@ from lightning_minillm.reports.tables import Column, Row, Table
 def comparison_table(
     models: Sequence[Model], columns: Sequence[Column], baseline: Model | None = None, significance: float = 0.05
 ) -> Table:
-    """Return the table: p beside every tested column of Rouge-L, and a star on significant differences.
-
-    Args:
-        models: the rows.
-        columns: the metrics to show.
-        baseline: the row that the others were tested against.
-        significance: differences with a smaller p get a star.
-    """
+    """Return the table: p beside every tested column of Rouge-L, and a star if p is below ``significance``."""
     tested = [column.key for column in columns if any(column.key in model.tests for model in models)]
     shown = []
     for column in columns:

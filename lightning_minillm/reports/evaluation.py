@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lightning.pytorch.loggers import Logger
-from rich.console import Console
 
 from lightning_minillm.files import write_text
 from lightning_minillm.reports.pictures import draw_picture
@@ -22,15 +21,7 @@ _SAMPLES = 8
 
 
 def draw_pictures(results: Results, folder: Path) -> dict[str, Path]:
-    """Draw every picture that has at least one curve.
-
-    Args:
-        results: of all models.
-        folder: the folder of the run; the pictures are written to ``pictures/`` in it.
-
-    Returns:
-        The PNG files by the name of the picture.
-    """
+    """Draw every picture that has at least one curve, and return the PNG files in ``folder/pictures/`` by name."""
     files = {}
     for key, curves in results.curves.items():
         if any(len(curve.x) for curve in curves.values()):
@@ -77,17 +68,10 @@ def write_report(
     return folder / REPORT_FILE
 
 
-def print_tables(results: Results, title: str, console: Console | None = None, not_ranked: Sequence[str] = ()) -> None:
-    """Print one table per evaluation.
-
-    Args:
-        results: of all models.
-        title: put before the name of the evaluation.
-        console: standard output by default.
-        not_ranked: models that cannot have the best value, such as the teacher.
-    """
+def print_tables(results: Results, title: str) -> None:
+    """Print one table per evaluation to standard output, under ``title`` and the name of the evaluation."""
     for group, columns in results.groups.items():
-        print_table(summary_table(results.models, columns, f"{title}: {group}", [NOTE], not_ranked), console)
+        print_table(summary_table(results.models, columns, f"{title}: {group}", [NOTE]))
 
 
 def log_report(loggers: Iterable[Logger], results: Results, pictures: Mapping[str, Path]) -> None:

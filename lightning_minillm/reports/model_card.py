@@ -53,13 +53,7 @@ class ModelCard:
 
 
 def render_model_card(card: ModelCard) -> str:
-    """Return the card in the hub's form: YAML front matter, then Markdown.
-
-    Args:
-        card: the content.
-
-    Returns:
-        The text of ``README.md``.
+    """Return the text of ``README.md`` in the hub's form: YAML front matter, then Markdown.
 
     Example:
         >>> print(render_model_card(ModelCard("toy", "gpt2", "SFTModule with LanguageModelingLoss")))
@@ -99,14 +93,9 @@ def _front_matter(card: ModelCard) -> str:
         "pipeline_tag: text-generation",
         "tags: [knowledge-distillation, lightning-minillm]",
     ]
-    if _is_hub_name(card.base):
+    if _HUB_NAME.fullmatch(card.base):  # it can be a repository on the hub, as the front matter requires
         lines.append(f"base_model: {json.dumps(card.base)}")
     return "\n".join(["---", *lines, "---"])
-
-
-def _is_hub_name(text: str) -> bool:
-    """Whether this can be a repository on the hub (``gpt2``, ``facebook/opt-1.3b``), as the front matter requires."""
-    return _HUB_NAME.fullmatch(text) is not None
 
 
 def _table(rows: Mapping[str, Value]) -> str:
@@ -126,13 +115,7 @@ def _cell(value: Value) -> str:
 
 @rank_zero_only
 def write_model_card(folder: Path, config: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
-    """Write ``README.md`` beside an exported student.
-
-    Args:
-        folder: the Hugging Face folder.
-        config: plain configuration of the training run.
-        metrics: the content of ``metrics.json``.
-    """
+    """Write ``README.md`` beside an exported student, from the run's configuration and ``metrics.json``."""
     write_text(folder / CARD_FILE, render_model_card(describe_run(config, metrics)))
 
 

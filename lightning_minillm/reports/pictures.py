@@ -17,14 +17,7 @@ _MOST_DOTS = 30
 
 
 def draw_picture(picture: Picture, curves: Mapping[str, Curve], file: Path, models: Sequence[str] = ()) -> None:
-    """Draw one picture.
-
-    Args:
-        picture: its axes.
-        curves: by model.
-        file: a PNG file.
-        models: all models, in the order that decides their colours in every picture.
-    """
+    """Draw one picture to a PNG file; the order of all ``models`` decides their colours in every picture."""
     palette = plots.colours(dict.fromkeys([*models, *curves]))
     figure, (axis,) = new_figure(1)
     figure.set_size_inches(6.4, 4.4)

@@ -74,12 +74,7 @@ def plot_curves(
 
 
 def plot_bars(results: Mapping[str, Summary], file: Path) -> None:
-    """Draw the mean of every metric as bars, with the deviation.
-
-    Args:
-        results: by model.
-        file: a PNG file.
-    """
+    """Draw the mean of every usual metric as bars, with the deviation, to a PNG file."""
     shown = [column for column in USUAL_COLUMNS if any(column.key in summary for summary in results.values())]
     if not shown:
         return

@@ -277,13 +277,7 @@ def label_jobs(overrides: Mapping[Path, Mapping[str, str]]) -> dict[Path, str]:
 
 
 def _group(identity: Mapping[str, Any], folder: Path, config: Mapping[str, Any]) -> str:
-    """Return a digest of a run's settings that is the same for every training seed.
-
-    Args:
-        identity: the settings.
-        folder: of the run.
-        config: its configuration, with ``seed``, and ``output_dir`` unless nothing refers to it.
-    """
+    """Return a digest of a run's settings (``identity``) that is the same for every training seed and folder."""
     places = {str(place): "<folder>" for place in (config.get("output_dir") or folder, folder)}
     return digest(_without_seed(replace_in_strings(identity, places), config["seed"]))[:16]
 

@@ -71,13 +71,7 @@ def summary_table(
 
 
 def write_results(folder: Path, models: Mapping[str, Summary], about: Mapping[str, Any]) -> None:
-    """Write ``results.json`` (everything) and ``results.csv`` (one line per model).
-
-    Args:
-        folder: the folder to write to.
-        models: summaries by the name of the model.
-        about: other content of the JSON file: seeds, split, ...
-    """
+    """Write ``results.json`` (with ``about``: seeds, split, ...) and ``results.csv`` (one line per model)."""
     write_json(folder / RESULTS_JSON, {**about, "models": models})
     names = sorted({name for summary in models.values() for name in summary})
     write_text(folder / RESULTS_CSV, summary_table(models, [Column(name, name) for name in names]).to_csv())

@@ -54,13 +54,7 @@ class Column:
 
     @classmethod
     def of(cls, key: str, measure: Measure, group: str = "") -> Column:
-        """Return the column of an evaluation's measure.
-
-        Args:
-            key: of the value in a row.
-            measure: the title, the decimals and the direction.
-            group: put before the title, such as the name of a data set.
-        """
+        """Return the column of an evaluation's measure; ``group``, such as a data set, is put before the title."""
         title = f"{group}: {measure.title}" if group else measure.title
         return cls(key, title, measure.decimals, measure.higher_is_better)
 
@@ -193,12 +187,7 @@ class Table:
 
 
 def print_table(table: Table, console: Console | None = None) -> None:
-    """Print a table, as several below each other if it has many columns, and its notes.
-
-    Args:
-        table: what to print.
-        console: standard output by default.
-    """
+    """Print a table, as several below each other if it has many columns, and its notes; by default to stdout."""
     console = console or make_console()
     for start in range(0, len(table.columns), _COLUMNS_OF_A_SCREEN):
         part = Table(table.columns[start : start + _COLUMNS_OF_A_SCREEN], table.rows, table.title)

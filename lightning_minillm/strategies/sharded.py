@@ -76,9 +76,7 @@ class ShardedStrategy(ModelPlacement, ModelParallelStrategy):
             # the norm of gradients on the CPU is summed on the CPU
             kwargs.setdefault("process_group_backend", "cuda:nccl,cpu:gloo")
         super().__init__(
-            tensor_parallel_size=tensor_parallel_size,
-            save_distributed_checkpoint=save_distributed_checkpoint,
-            **kwargs,
+            tensor_parallel_size=tensor_parallel_size, save_distributed_checkpoint=save_distributed_checkpoint, **kwargs
         )
         self.sharding = sharding
         self.tensor_parallel_size = tensor_parallel_size

@@ -67,9 +67,7 @@ def recipe(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
     console.print("data")
     data = _prepare(config)
     fingerprints = Fingerprints(
-        stages,
-        data,
-        {name: Path(config[f"{name}_dir"]) for name in ("output", "shared", "cache")},
+        stages, data, {name: Path(config[f"{name}_dir"]) for name in ("output", "shared", "cache")}
     )
     ran = run_stages(chosen, fingerprints, workers, console)
     results = report_recipe(config, stages, console) if config["until"] is None else {}
@@ -146,7 +144,8 @@ def _stage(config: Config, name: str, settings: Mapping[str, Any], shown_progres
         overrides.append("callbacks.progress=null")
     stage_config = _compose(settings["command"], overrides, f"recipe.stages.{name}")
     if is_training and not shown_progress:
-        stage_config["callbacks"] = {**stage_config["callbacks"], "progress": _progress_file(folder)}
+        shown = {"_target_": "lightning_minillm.callbacks.ProgressFile", "path": str(folder / PROGRESS_FILE)}
+        stage_config["callbacks"] = {**stage_config["callbacks"], "progress": shown}
     return Stage(
         name, settings["command"], folder, tuple(settings["needs"]), stage_config, settings.get("title") or name
     )
@@ -176,10 +175,6 @@ def _evaluation(config: Config, stages: Mapping[str, Stage], model: str, shown_p
 
 def _places(config: Config, folder: Path) -> list[str]:
     return [f"output_dir={quote(folder)}", f"cache_dir={quote(Path(config['cache_dir']))}"]
-
-
-def _progress_file(folder: Path) -> dict[str, Any]:
-    return {"_target_": "lightning_minillm.callbacks.ProgressFile", "path": str(folder / PROGRESS_FILE)}
 
 
 def _compose(command: str, overrides: Sequence[str], where: str) -> Config:

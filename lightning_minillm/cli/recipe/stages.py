@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Literal
 
 from filelock import FileLock
@@ -129,17 +130,8 @@ def _empty(folder: Path) -> None:
 
 
 def _command(name: Command) -> Callable[[Config], Any]:
-    if name == "train":
-        from lightning_minillm.cli.train import train
-
-        return train
-    if name == "generate":
-        from lightning_minillm.cli.generate import generate
-
-        return generate
-    from lightning_minillm.cli.evaluate import evaluate
-
-    return evaluate
+    command: Callable[[Config], Any] = resolve_name(f"lightning_minillm.cli.{name}:{name}")
+    return command
 
 
 def forget(stage: Stage) -> None:
