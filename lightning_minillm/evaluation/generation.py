@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_minillm.evaluation.base import Evaluation, Findings, Measure, Record
 from lightning_minillm.evaluation.prompt_sets import PromptItems, PromptSets
@@ -57,6 +57,10 @@ class GenerationEvaluation(PromptItems, Evaluation):
             for sample in range(self.num_samples)
             for items in self.prompts.batches()
         ]
+
+    def identity(self) -> dict[str, Any]:
+        """Return what determines the responses: not the batch size, which a resumed run may lower."""
+        return {key: value for key, value in super().identity().items() if key != "batch_size"}
 
     def step(self, pair: ModelPair, items: Sequence[int]) -> list[Record]:
         """Sample a batch of responses."""

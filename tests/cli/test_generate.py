@@ -88,6 +88,13 @@ def test_interrupted_generation_resumes(batches, overrides, tmp_path, interrupt,
     assert not list(output.parent.glob("*.partial"))
 
 
+def test_generation_that_ran_out_of_memory_resumes_with_smaller_batches(overrides, tmp_path, interrupt):
+    _, objects = generate(compose_config("generate", [*overrides, f"output={tmp_path}/whole.jsonl"]))
+    interrupt(overrides, 1)
+    generate(compose_config("generate", [*overrides, "batch_size=3"]))
+    assert (tmp_path / "run/responses.jsonl").read_bytes() == objects["output"].read_bytes()
+
+
 def test_responses_of_weights_that_were_replaced_are_not_continued(overrides, folders, tmp_path, make_model, interrupt):
     """The path is the same, the weights are not."""
     shutil.copytree(folders / "teacher", tmp_path / "model")
