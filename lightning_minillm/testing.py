@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -141,14 +141,14 @@ def _check_masking(loss: TokenLoss, problem: _Problem) -> None:
     hidden, inputs = problem.hidden.detach().clone(), {name: v.clone() for name, v in problem.inputs.items()}
     for value in (hidden, *inputs.values()):
         value[1::2] = float("nan")
-    spoilt = _Problem(hidden, problem.head, problem.teacher_hidden, problem.teacher_head, problem.target_ids, inputs)
+    spoilt = replace(problem, hidden=hidden, inputs=inputs)
     _close(spoilt.apply(loss, rows).loss, expected, "masked tokens have an effect")
 
 
 def _check_divergence(loss: TokenLoss, problem: _Problem) -> None:
     if not loss.is_divergence:
         return
-    same = _Problem(problem.hidden, problem.head, problem.hidden, problem.head, problem.target_ids, problem.inputs)
+    same = replace(problem, teacher_hidden=problem.hidden, teacher_head=problem.head)
     value = same.apply(loss).loss
     assert abs(value.item()) < 1e-5, f"is_divergence is set, and d(p, p) = {value.item()}"
     assert problem.apply(loss).loss.item() > 0, "is_divergence is set, and d(p, q) is not positive"
@@ -163,10 +163,7 @@ def _check_gradient(loss: TokenLoss, problem: _Problem) -> None:
     step = 1e-3 / norm * gradient
 
     def value(hidden: Tensor) -> float:
-        moved = _Problem(
-            hidden, problem.head, problem.teacher_hidden, problem.teacher_head, problem.target_ids, problem.inputs
-        )
-        return float(moved.apply(loss).loss)
+        return float(replace(problem, hidden=hidden).apply(loss).loss)
 
     with torch.no_grad():
         slope = (value(problem.hidden + step) - value(problem.hidden - step)) / 2e-3
@@ -182,9 +179,9 @@ def _check_gaps(loss: TokenLoss, problem: _Problem, dtype: torch.dtype) -> None:
     hidden[places, places % _VOCABULARY] = _GAP
     teacher[places, (places + places % 2) % _VOCABULARY] = _GAP
     head = torch.eye(_VOCABULARY, dtype=dtype)
-    wide = _Problem(
-        hidden.requires_grad_(True), head.requires_grad_(True), teacher, head.detach(), places % _VOCABULARY,
-        problem.inputs,
+    wide = replace(
+        problem, hidden=hidden.requires_grad_(True), head=head.requires_grad_(True),
+        teacher_hidden=teacher, teacher_head=head.detach(), target_ids=places % _VOCABULARY,
     )  # fmt: skip
     output = wide.apply(loss)
     assert bool(output.loss.isfinite()), f"logits {_GAP:.0f} apart in {dtype} give {output.loss.item()}"

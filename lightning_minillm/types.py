@@ -181,15 +181,12 @@ class PromptSet(Protocol):
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        ...
 
     def prompt_batch(self, indices: Tensor) -> PromptBatch:
         """Return the prompts of the rows ``indices`` (``[B]`` int64)."""
-        ...
 
     def token_batch(self, indices: Tensor, normalizer: float) -> TokenBatch:
         """Return the pairs of the rows ``indices`` (``[B]`` int64); the responses are the targets."""
-        ...
 
 
 class TokenBatches(Protocol):
@@ -197,7 +194,6 @@ class TokenBatches(Protocol):
 
     def batch(self, step: int) -> TokenBatch:
         """Return this rank's ``step``-th micro-batch since the beginning of training."""
-        ...
 
 
 class TrainingData(Protocol):
@@ -206,26 +202,21 @@ class TrainingData(Protocol):
     @property
     def train_set(self) -> PromptSet:
         """Training rows."""
-        ...
 
     @property
     def lm_stream(self) -> TokenBatches | None:
         """Micro-batches for the pretraining loss; ``None`` without a corpus."""
-        ...
 
     @property
     def batch_size(self) -> int:
         """Rows of an optimiser step over all ranks."""
-        ...
 
     @property
     def micro_batch_size(self) -> int:
         """Rows of a forward pass on one rank."""
-        ...
 
     def pair_loader(self) -> Iterable[TokenBatch]:
         """Return the training pairs as this rank's micro-batches."""
-        ...
 
 
 @runtime_checkable
@@ -234,7 +225,6 @@ class TrainLoaderBuilder(Protocol):
 
     def build_train_loader(self, data: TrainingData) -> Iterable[DeviceMovable]:
         """Return this rank's micro-batches; the data module calls this in ``train_dataloader``."""
-        ...
 
 
 # --- what some loggers take -----------------------------------------------------------------------------------------
@@ -246,7 +236,6 @@ class TableLogger(Protocol):
 
     def log_table(self, key: str, columns: list[str], data: list[list[Any]], *, step: int | None = None) -> None:
         """Log a table with named columns."""
-        ...
 
 
 @runtime_checkable
@@ -255,4 +244,3 @@ class ImageLogger(Protocol):
 
     def log_image(self, key: str, images: list[Any], step: int | None = None) -> None:
         """Log images, given as files or arrays."""
-        ...

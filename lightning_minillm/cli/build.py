@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 def batch_sizes(config: Config) -> BatchSizes:
     """Return how a run's global batch is divided over devices and accumulation steps.
 
-    Args:
-        config: with ``batch_size``, ``micro_batch_size`` (``None``: each device's whole share at once) and ``trainer``.
-
     Raises:
         ValueError: it does not divide; the message names the nearest sizes that do.
     """
@@ -56,10 +53,8 @@ def _devices_of_a_node(trainer: Mapping[str, Any]) -> int:
         devices = [part for part in devices.split(",") if part]
     if devices in ("auto", -1):
         on_gpu = trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-        count = torch.cuda.device_count() if on_gpu else 1
-    else:
-        count = len(devices) if isinstance(devices, list) else int(devices)
-    return count
+        return torch.cuda.device_count() if on_gpu else 1
+    return len(devices) if isinstance(devices, list) else int(devices)
 
 
 @dataclass(frozen=True)

@@ -109,11 +109,9 @@ class TokenDataset(Protocol):
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        ...
 
     def token_batch(self, indices: Tensor, normalizer: float) -> TokenBatch:
         """Return rows as one padded batch."""
-        ...
 
 
 class _Dealer:

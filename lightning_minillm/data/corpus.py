@@ -30,11 +30,9 @@ class DocumentSource(Protocol):
 
     def documents(self) -> Iterator[str]:
         """Yield the documents, always in the same order."""
-        ...
 
     def key(self) -> list[Any]:
         """Return JSON values that change when the documents do; they are part of the cache's key."""
-        ...
 
 
 @dataclass(frozen=True)

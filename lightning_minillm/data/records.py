@@ -36,7 +36,6 @@ class RecordSource(Protocol):
 
     def load(self) -> Sequence[InstructionRecord]:
         """Return the records."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ class PromptTemplate(Protocol):
 
     def format(self, instruction: str, input: str) -> str:
         """Return the prompt; ``input`` is ``""`` if the instruction needs none."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,6 @@ class HoldsModels(Protocol):
 
     def loaded_models(self) -> list[nn.Module]:
         """Return the student and the teacher; those that are not loaded yet are left out."""
-        ...
 
 
 class OneCopy(ModelPlacement):

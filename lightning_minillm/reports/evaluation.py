@@ -38,7 +38,7 @@ def write_report(
     pictures: Mapping[str, Path],
     samples: Mapping[str, Path],
     not_ranked: Sequence[str] = (),
-) -> Path:
+) -> None:
     """Write ``report.md``: the settings, a table and the pictures of each evaluation, samples side by side.
 
     Args:
@@ -49,9 +49,6 @@ def write_report(
         pictures: PNG files in the folder, by the name of the picture.
         samples: by model, a JSON Lines file of responses; of one data set and seed.
         not_ranked: models that cannot have the best value, such as the teacher.
-
-    Returns:
-        The file.
     """
     parts = [f"# {title}\n", "\n".join(f"- {name}: {value}" for name, value in facts.items()) + "\n"]
     for group in dict.fromkeys([*results.groups, *(group_of(key) for key in pictures)]):
@@ -65,7 +62,6 @@ def write_report(
     if samples:
         parts.append(side_by_side(samples, _SAMPLES).replace("\n## ", "\n### ").replace("# ", "## ", 1))
     write_text(folder / REPORT_FILE, "\n".join(parts))
-    return folder / REPORT_FILE
 
 
 def print_tables(results: Results, title: str) -> None:

@@ -70,12 +70,7 @@ def read_measures(stored: Mapping[str, Any]) -> dict[str, Measure]:
 
 
 def from_json(stored: Sequence[Mapping[str, Any]], names: Mapping[str, str] | None = None) -> Results:
-    """Combine the contents of several ``results.json`` files.
-
-    Args:
-        stored: the contents.
-        names: new names by the names of the models in the files; models that are absent keep theirs.
-    """
+    """Combine the contents of several ``results.json`` files; models get new ``names``, those without keep theirs."""
     results = Results()
     for content in stored:
         results.measures |= read_measures(content)

@@ -58,12 +58,7 @@ def summary_table(
 ) -> Table:
     """Return the table of several models, with the columns for which at least one of them has a value.
 
-    Args:
-        models: summaries by the name of the model.
-        columns: the metrics to show.
-        title: shown above the table.
-        notes: shown below it.
-        not_ranked: models that cannot have the best value, such as the teacher.
+    Models that are ``not_ranked``, such as the teacher, cannot have the best value.
     """
     measured = [column for column in columns if any(column.key in summary for summary in models.values())]
     rows = [Row(name, summary, ranked=name not in not_ranked) for name, summary in models.items()]

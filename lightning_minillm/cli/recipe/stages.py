@@ -92,16 +92,9 @@ def is_finished(stage: Stage, fingerprint: str) -> bool:
 
 
 def run_stage(stage: Stage, fingerprint: str) -> bool:
-    """Run a stage unless it is finished; an interrupted stage is resumed.
+    """Run a stage unless it is finished, or resume it; return whether there was work to do.
 
     A folder with the result of different inputs is emptied first. Two processes never work in the same folder.
-
-    Args:
-        stage: the stage.
-        fingerprint: the digest of its inputs.
-
-    Returns:
-        Whether there was work to do.
     """
     stage.folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(stage.folder.with_name(f".{stage.folder.name}.lock")):

@@ -35,7 +35,6 @@ class SentenceEncoder(Protocol):
 
     def encode(self, sentences: list[str]) -> npt.ArrayLike:
         """Return an array ``[len(sentences), D]``."""
-        ...
 
 
 def load_encoder(path: str) -> SentenceEncoder:
