@@ -6,10 +6,11 @@ import random
 import signal
 import threading
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
@@ -17,9 +18,6 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_minillm import _reach
 from lightning_minillm.distributed.placement import gather_objects
-
-if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule, Trainer
 
 
 class ResumeCheckpoint(ModelCheckpoint):

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from lightning_minillm.figures import new_figure, save_figure
 from lightning_minillm.types import ImageLogger
-
-if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule, Trainer
 
 MAIN_METRICS = ("val/rougeL", "val/reverse_kl", "val/loss", "val/response_length")
 

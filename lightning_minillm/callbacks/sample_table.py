@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from lightning_minillm.files import write_json_lines
 from lightning_minillm.modules import CausalLMModule
 from lightning_minillm.types import TableLogger
-
-if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule, Trainer
 
 _COLUMNS = ("task", "prompt", "references", "teacher", "response")
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from torch.optim import Optimizer
 
 from lightning_minillm.distributed.gradients import total_norm
 from lightning_minillm.types import PolicyBatch, TokenBatch
-
-if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule, Trainer
-    from torch.optim import Optimizer
 
 
 def count_tokens(batch: Any) -> int:

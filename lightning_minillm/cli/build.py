@@ -5,21 +5,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_minillm.batch_sizes import BatchSizes, divide
 from lightning_minillm.cli.config import Config, build, build_all
 from lightning_minillm.models import check_tokenizers
-
-if TYPE_CHECKING:
-    from lightning.pytorch import LightningDataModule, Trainer
-    from lightning.pytorch.callbacks import Callback
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from lightning_minillm.modules import CausalLMModule
+from lightning_minillm.modules import CausalLMModule
 
 
 def batch_sizes(config: Config) -> BatchSizes:

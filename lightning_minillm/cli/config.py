@@ -87,18 +87,13 @@ def run_command(command: Callable[[DictConfig], Any], name: str, expected: tuple
     sys.argv[1:] = quote_numbers(sys.argv[1:])
 
     def task(cfg: DictConfig) -> float | None:
+        with open_dict(cfg):
+            cfg.output_dir = HydraConfig.get().runtime.output_dir  # which differs in a job of a sweep
         with short_errors(*expected):
-            result = command(check_paper(use_hydra_directory(cfg)))
+            result = command(check_paper(cfg))
         return result if isinstance(result, float) else None
 
     hydra.main(config_path=CONFIG_PATH, config_name=name, version_base=HYDRA_VERSION)(task)()
-
-
-def use_hydra_directory(cfg: DictConfig) -> DictConfig:
-    """Set ``output_dir`` to the directory that Hydra created, which differs in a job of a sweep."""
-    with open_dict(cfg):
-        cfg.output_dir = HydraConfig.get().runtime.output_dir
-    return cfg
 
 
 def to_plain(cfg: DictConfig | Mapping[str, Any], known_keys: Iterable[str]) -> Config:

@@ -6,20 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_minillm.checkpoints.files import read_checkpoint, recover
 from lightning_minillm.checkpoints.weights import check_architecture, read_metadata, read_weights
-from lightning_minillm.cli.build import build_models
+from lightning_minillm.cli.build import Models, build_models
 from lightning_minillm.models import load_causal_lm, load_tokenizer
 from lightning_minillm.reports import run_folder as runs
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from lightning_minillm.cli.build import Models
 
 _PREFIX = "student."
 _REMEDY = "save the tokenizer of its training beside it: tokenizer.save_pretrained(FOLDER)"

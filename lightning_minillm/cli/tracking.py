@@ -9,18 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
 from lightning_minillm.files import digest, read_json
 from lightning_minillm.reports import run_folder as runs
-
-if TYPE_CHECKING:
-    from lightning.pytorch.loggers import Logger
 
 _LONGEST_TAG = 64  # characters; more is an error there
 

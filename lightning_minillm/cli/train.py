@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
@@ -27,13 +27,9 @@ from lightning_minillm.cli.config import Config, run_command, to_plain
 from lightning_minillm.cli.sweeps import run_job
 from lightning_minillm.cli.tracking import tracked
 from lightning_minillm.files import changed_keys, write_json
+from lightning_minillm.modules import CausalLMModule
 from lightning_minillm.reports import run_folder as runs
 from lightning_minillm.reports.model_card import write_model_card
-
-if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
-
-    from lightning_minillm.modules import CausalLMModule
 
 KEYS = (
     "advantages batch_size cache_dir callbacks checkpoint_every ckpt_path data eval_batch_size eval_every"

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
 
 from lightning_minillm.files import digest, replacing
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _FORMAT = "2"
 

@@ -6,20 +6,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from lightning_minillm.data.cache import Ragged, load_or_build, tokenizer_fingerprint
 from lightning_minillm.data.encoding import Indices, as_rows, special_ids
 from lightning_minillm.data.records import DATA_SUFFIXES, iterate_rows
 from lightning_minillm.files import open_text
 from lightning_minillm.types import TokenBatch
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 TEXT_SUFFIXES = (".txt", ".txt.gz", ".text", ".md")
 _TOKENIZER_BATCH = 512

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning import LightningDataModule
+from transformers import PreTrainedTokenizerBase
 
 from lightning_minillm.batch_sizes import BatchSizes, divide
 from lightning_minillm.data.batches import EvaluationLoader, LMStream, TokenLoader
@@ -18,9 +19,6 @@ from lightning_minillm.data.records import InstructionRecord, RecordSource
 from lightning_minillm.data.templates import AlpacaTemplate, PromptTemplate
 from lightning_minillm.distributed.placement import placement_of
 from lightning_minillm.types import DeviceMovable, TrainLoaderBuilder
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 PAIRS = "pairs"
 

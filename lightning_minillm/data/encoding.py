@@ -8,21 +8,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from lightning_minillm.data.cache import Ragged, load_or_build, tokenizer_fingerprint
 from lightning_minillm.data.records import InstructionRecord, RecordSource
 from lightning_minillm.data.templates import PromptTemplate
 from lightning_minillm.types import EvaluationBatch, PromptBatch, TokenBatch
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Indices = Tensor | Sequence[int]
 

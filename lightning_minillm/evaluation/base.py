@@ -9,12 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-    from lightning_minillm.models import ModelPair
+from lightning_minillm.models import ModelPair
 
 Record = dict[str, Any]
 """The measurements of one item: plain JSON values, with the item's number under ``"item"``."""

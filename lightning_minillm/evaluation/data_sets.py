@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
 
-from lightning_minillm.data import EncodedInstructions, FieldMap, InstructionSource
+from lightning_minillm.data import EncodedInstructions, FieldMap, InstructionSource, PromptTemplate, RecordSource
 from lightning_minillm.files import digest
-
-if TYPE_CHECKING:
-    from lightning_minillm.data import PromptTemplate, RecordSource
 
 
 def named_sources(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from lightning_minillm.evaluation.base import Evaluation, Findings, Measure, Record
 from lightning_minillm.evaluation.items import measures_of_sets, metric_name
@@ -11,9 +10,7 @@ from lightning_minillm.evaluation.prompt_sets import PromptItems, PromptSets
 from lightning_minillm.evaluation.scoring import row_sums
 from lightning_minillm.evaluation.teacher_comparison import pair_divergences, write_responses
 from lightning_minillm.functional.divergences import forward_kl, reverse_kl
-
-if TYPE_CHECKING:
-    from lightning_minillm.models import ModelPair
+from lightning_minillm.models import ModelPair
 
 FUNCTIONS = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}
 TEXTS = ("student", "teacher", "reference")

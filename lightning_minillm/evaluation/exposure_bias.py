@@ -6,7 +6,6 @@ Legend: B rows, L lengths.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,10 +16,8 @@ from lightning_minillm.evaluation.prompt_sets import PromptItems, PromptSets
 from lightning_minillm.evaluation.teacher_comparison import pair_divergences, write_responses
 from lightning_minillm.functional.divergences import forward_kl
 from lightning_minillm.functional.exposure_bias import accumulated_error, exposure_bias_curves
-
-if TYPE_CHECKING:
-    from lightning_minillm.models import ModelPair
-    from lightning_minillm.types import TokenBatch
+from lightning_minillm.models import ModelPair
+from lightning_minillm.types import TokenBatch
 
 MEASURES = {
     "excess_error": Measure("excess error %, at the end", 1, False),

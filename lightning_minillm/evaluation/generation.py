@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning_minillm.evaluation.base import Evaluation, Findings, Measure, Record
 from lightning_minillm.evaluation.prompt_sets import PromptItems, PromptSets
+from lightning_minillm.models import ModelPair
 from lightning_minillm.rollout import decode_responses, sampler_for
-
-if TYPE_CHECKING:
-    from lightning_minillm.models import ModelPair
 
 MEASURES = {
     "responses": Measure("responses", 0),

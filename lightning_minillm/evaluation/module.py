@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_minillm._reach import trainer_of
 from lightning_minillm.distributed.placement import placement_of
 from lightning_minillm.evaluation.base import Evaluation
 from lightning_minillm.evaluation.records import RecordFiles
 from lightning_minillm.models import ModelFactory, ModelPair
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Job(NamedTuple):

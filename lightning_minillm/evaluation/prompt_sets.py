@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from lightning_minillm.data import Lengths, encode_records
+from transformers import PreTrainedTokenizerBase
+
+from lightning_minillm.data import EncodedInstructions, Lengths, PromptTemplate, RecordSource, encode_records
 from lightning_minillm.evaluation.data_sets import batches_by_length, digest_of_data
 from lightning_minillm.evaluation.items import ItemNumbers
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from lightning_minillm.data import EncodedInstructions, PromptTemplate, RecordSource
-    from lightning_minillm.rollout import SamplingConfig
+from lightning_minillm.rollout import SamplingConfig
 
 
 class PromptSets:

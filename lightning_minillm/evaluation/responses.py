@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from lightning_minillm.evaluation.base import Curve, Evaluation, Findings, Measure, Picture, Record
 from lightning_minillm.evaluation.items import measures_of_sets, metric_name, pictures_of_sets
@@ -17,15 +19,10 @@ from lightning_minillm.evaluation.scoring import row_sums, target_scores
 from lightning_minillm.evaluation.teacher_comparison import pair_divergences
 from lightning_minillm.functional.divergences import reverse_kl
 from lightning_minillm.metrics import distinct_ngrams, exact_match, repeated_ngrams, rouge_l
-from lightning_minillm.rollout import decode_responses, sampler_for
+from lightning_minillm.models import ModelPair
+from lightning_minillm.rollout import SamplingConfig, decode_responses, sampler_for
 from lightning_minillm.rollout.scoring import rollout_sequences
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from lightning_minillm.models import ModelPair
-    from lightning_minillm.rollout import SamplingConfig
-    from lightning_minillm.types import EvaluationBatch, RolloutBatch
+from lightning_minillm.types import EvaluationBatch, RolloutBatch
 
 LENGTH_BUCKETS = {"0-5": (0, 5), "6-10": (6, 10), "11+": (11, math.inf)}
 """The paper's buckets of the reference's length in tokens, both ends included."""

@@ -7,16 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from lightning.pytorch import Trainer
 
 from lightning_minillm.evaluation.base import Evaluation, Findings
 from lightning_minillm.evaluation.module import EvaluationModule
 from lightning_minillm.evaluation.records import RecordFiles
-
-if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
 
 LONGEST_WAIT = timedelta(days=7)
 """For the findings of the first rank."""

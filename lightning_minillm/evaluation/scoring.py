@@ -6,16 +6,13 @@ Legend: B rows, L tokens, N target tokens.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lightning_minillm.functional.logprobs import target_logprobs
-
-if TYPE_CHECKING:
-    from lightning_minillm.models import ModelPair
-    from lightning_minillm.types import TokenBatch
+from lightning_minillm.models import ModelPair
+from lightning_minillm.types import TokenBatch
 
 
 def row_sums(values: Tensor, mask: Tensor) -> list[float]:

@@ -6,21 +6,17 @@ Legend: B rows, n and N target tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lightning_minillm.functional.logprobs import TokenStates, chunk_bounds
 from lightning_minillm.losses.chunking import tokens_per_chunk
-from lightning_minillm.rollout import sampler_for
+from lightning_minillm.models import ModelPair
+from lightning_minillm.rollout import SamplingConfig, sampler_for
 from lightning_minillm.rollout.scoring import rollout_sequences
-
-if TYPE_CHECKING:
-    from lightning_minillm.models import ModelPair
-    from lightning_minillm.rollout import SamplingConfig
-    from lightning_minillm.rollout.writing import Writer
-    from lightning_minillm.types import PromptBatch, TokenBatch
+from lightning_minillm.rollout.writing import Writer
+from lightning_minillm.types import PromptBatch, TokenBatch
 
 LogitDivergence = Callable[[Tensor, Tensor], Tensor]
 """Maps student and teacher logits ``[n, V]`` to ``[n]``."""

@@ -60,7 +60,8 @@ class SplitCausalLM:
         self._head = model.get_output_embeddings()
         self._config = model.config.get_text_config()
         target = self._body if self._body is not None else model
-        self._takes_positions = "position_ids" in inspect.signature(target.forward).parameters
+        self.takes_positions = "position_ids" in inspect.signature(target.forward).parameters
+        """Whether the model takes positions as an input."""
         self.is_split = True
         obstacle = self._obstacle()
         if obstacle is not None:
@@ -71,11 +72,6 @@ class SplitCausalLM:
                 stacklevel=2,
             )
         self.vocabulary = vocabulary
-
-    @property
-    def takes_positions(self) -> bool:
-        """Whether the model takes positions as an input."""
-        return self._takes_positions
 
     @property
     def hidden_size(self) -> int:
@@ -105,7 +101,7 @@ class SplitCausalLM:
         """
         if positions is None and attention_mask is not None:
             positions = position_ids(attention_mask)[:, -input_ids.shape[1] :]
-        kwargs: dict[str, Any] = {"position_ids": positions} if self._takes_positions else {}
+        kwargs: dict[str, Any] = {"position_ids": positions} if self.takes_positions else {}
         runner = self._body if self.is_split else self.model
         assert runner is not None
         if attention_mask is not None and attention_mask.ndim == 2:

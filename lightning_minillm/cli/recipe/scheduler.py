@@ -14,10 +14,9 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.table import Table
 
@@ -32,9 +31,6 @@ from lightning_minillm.cli.recipe.stages import (
     run_stage,
 )
 from lightning_minillm.files import read_json
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 _PRELOADED = ("torch", "lightning", "transformers", "datasets", "lightning_minillm.cli.train")
 _REFRESH_SECONDS = 1.0

@@ -7,26 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
+from transformers import PreTrainedTokenizerBase
 
-from lightning_minillm.data import EncodedInstructions, InstructionRecord
+from lightning_minillm.data import EncodedInstructions, InstructionRecord, PromptTemplate
 from lightning_minillm.evaluation.base import Curve, Evaluation, Findings, Measure, Picture, Record
+from lightning_minillm.evaluation.classification.records import ClassificationSource
 from lightning_minillm.evaluation.data_sets import batches_by_length, digest_of_data, require_data
 from lightning_minillm.evaluation.items import ItemNumbers, measures_of_sets, metric_name, pictures_of_sets
 from lightning_minillm.evaluation.scoring import response_scores
 from lightning_minillm.functional.calibration import reliability_bins
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from lightning_minillm.data import PromptTemplate
-    from lightning_minillm.evaluation.classification.records import ClassificationSource
-    from lightning_minillm.models import ModelPair
+from lightning_minillm.models import ModelPair
 
 MEASURES = {
     "ece": Measure("ECE", 3, False),

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 from rich.progress import Progress
+from transformers import PreTrainedTokenizerBase
 
 from lightning_minillm.data.records import iterate_rows
 from lightning_minillm.evaluation.base import Evaluation, Findings, Record
 from lightning_minillm.evaluation.items import measures_of_sets, metric_name
+from lightning_minillm.evaluation.judge.answers import Answers
+from lightning_minillm.evaluation.judge.client import ChatClient
 from lightning_minillm.evaluation.judge.prompts import ask_for_scores, ask_for_verdict
 from lightning_minillm.evaluation.judge.rows import MEASURES, Mode, judge_row, summarise_rows
 from lightning_minillm.evaluation.prompt_sets import PromptItems, PromptSets
 from lightning_minillm.evaluation.responses import describe_responses
+from lightning_minillm.models import ModelPair
 from lightning_minillm.rollout import sampler_for
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from lightning_minillm.evaluation.judge.answers import Answers
-    from lightning_minillm.evaluation.judge.client import ChatClient
-    from lightning_minillm.models import ModelPair
 
 
 class JudgeEvaluation(PromptItems, Evaluation):

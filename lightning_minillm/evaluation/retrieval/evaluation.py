@@ -6,26 +6,22 @@ Legend: D dimensions of an embedding.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.nn import functional
 from torchmetrics.functional.retrieval import retrieval_recall, retrieval_reciprocal_rank
+from transformers import PreTrainedTokenizerBase
 
-from lightning_minillm.data import EncodedInstructions, InstructionRecord
+from lightning_minillm.data import EncodedInstructions, InstructionRecord, PromptTemplate
 from lightning_minillm.evaluation.base import Evaluation, Findings, Measure, Record
 from lightning_minillm.evaluation.data_sets import digest_of_data, require_data
 from lightning_minillm.evaluation.items import ItemNumbers, measures_of_sets, metric_name
+from lightning_minillm.evaluation.retrieval.passages import PassageSet, PassageSource, Question
 from lightning_minillm.evaluation.scoring import response_scores
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from lightning_minillm.data import PromptTemplate
-    from lightning_minillm.evaluation.retrieval.passages import PassageSet, PassageSource, Question
-    from lightning_minillm.models import ModelPair
+from lightning_minillm.models import ModelPair
 
 INSTRUCTION = "Read the passage and write a question or claim about what it says."
 
