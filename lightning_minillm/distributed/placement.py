@@ -146,7 +146,10 @@ def placement_of(trainer: Trainer | None) -> ModelPlacement:
 
 
 def gather_objects(value: Any, world_size: int, group: Any = None) -> list[Any]:
-    """Return the objects of a group's ``world_size`` processes (``None``: of all), which can be pickled, by rank."""
+    """Return the objects of all ``world_size`` processes of a group, in the order of ranks; they must pickle.
+
+    Without a group, these are the processes of the run.
+    """
     if world_size == 1:
         return [value]
     gathered: list[Any] = [None] * world_size

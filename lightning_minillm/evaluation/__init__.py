@@ -14,7 +14,7 @@ from lightning_minillm.evaluation.exposure_bias import ExposureBiasEvaluation
 from lightning_minillm.evaluation.generation import GenerationEvaluation
 from lightning_minillm.evaluation.judge import ChatClient, CostLimits, JudgeError, JudgeEvaluation
 from lightning_minillm.evaluation.module import EvaluationModule, EvaluationProgressBar
-from lightning_minillm.evaluation.prompt_sets import PromptSets
+from lightning_minillm.evaluation.prompt_sets import PromptItems, PromptSets
 from lightning_minillm.evaluation.responses import ResponsesEvaluation
 from lightning_minillm.evaluation.retrieval import (
     PassageSet,
@@ -47,6 +47,7 @@ __all__ = [
     "PassageSet",
     "PassageSource",
     "Picture",
+    "PromptItems",
     "PromptSets",
     "Question",
     "Record",

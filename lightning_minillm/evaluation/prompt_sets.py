@@ -126,7 +126,10 @@ class PromptSets:
 
 
 class PromptItems:
-    """The part that evaluations of responses share: their items are those of :class:`PromptSets`."""
+    """What evaluations of responses share: their items are those of ``prompts``.
+
+    Put it before :class:`~lightning_minillm.evaluation.Evaluation` among the bases, and set ``prompts``.
+    """
 
     name: ClassVar[str]
     prompts: PromptSets

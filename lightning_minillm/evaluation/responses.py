@@ -197,7 +197,7 @@ def summarise_responses(records: Sequence[Record]) -> dict[str, float]:
 
 
 def mean_reference_loss(records: Sequence[Record]) -> float:
-    """Return the mean loss of the references per token; the records of one seed have it, since seeds do not matter."""
+    """Return the mean loss per token of the references, over the records that have it: those of the first seed."""
     scored = [record for record in records if "reference_loss" in record]
     total = sum(record["reference_loss"] for record in scored)
     return float(total / sum(record["loss_tokens"] for record in scored))
