@@ -48,12 +48,12 @@ class GenerationEvaluation(PromptItems, Evaluation):
         self.measures = MEASURES
 
     def batches(self) -> list[list[int]]:
-        """Return the batches of the prompts for each sample."""
-        count = self.prompts.num_rows
+        """Return the batches of each sample, in the order of the prompts: rounding depends on the rows of a batch."""
+        count, size = self.prompts.num_rows, self.prompts.batch_size
         return [
-            [sample * count + item for item in items]
+            list(range(sample * count + start, sample * count + min(start + size, count)))
             for sample in range(self.num_samples)
-            for items in self.prompts.batches()
+            for start in range(0, count, size)
         ]
 
     def identity(self) -> dict[str, Any]:
