@@ -148,7 +148,7 @@ class TokenSignals:
     target_ids: Tensor
     """``[N]`` int64."""
     teacher_logits: Tensor | None
-    """``[N, V]`` float32 without gradient; ``None`` for losses with ``needs_teacher = False``."""
+    """``[N, V]`` float32 without gradient; ``None`` for a loss whose ``reads_teacher`` is false."""
     inputs: Mapping[str, Tensor]
     """Per-token inputs ``[N]`` that the loss named in ``token_inputs``."""
 
