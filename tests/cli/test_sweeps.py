@@ -55,14 +55,14 @@ def run_sweep(tmp_path, *words, timeout=170):
     return sorted((item for item in sweep.iterdir() if item.name.isdigit()), key=lambda item: int(item.name))
 
 
-def losses_of(jobs):
-    return [yaml.safe_load((job / "config.yaml").read_text())["loss"] for job in jobs]
+def advantages_of(jobs):
+    return [yaml.safe_load((job / "config.yaml").read_text())["advantages"] for job in jobs]
 
 
 @pytest.mark.slow
 def test_sweep_over_losses_is_one_row_each_and_one_run_each(tmp_path):
     jobs = run_sweep(tmp_path, "-m", "loss=minillm_official,minillm_paper", "logger=wandb")
-    assert [loss["gamma"] for loss in losses_of(jobs)] == [0.95, 1.0]
+    assert [advantages["gamma"] for advantages in advantages_of(jobs)] == [0.95, 1.0]
     logged = [yaml.safe_load((job / "config.yaml").read_text())["logger"]["wandb"] for job in jobs]
     assert [node["name"] for node in logged] == ["smoke loss=minillm_official", "smoke loss=minillm_paper"]
     assert logged[0]["tags"] == ["smoke", "loss=minillm_official"]
@@ -76,7 +76,7 @@ def test_sweep_over_losses_is_one_row_each_and_one_run_each(tmp_path):
 def test_sweep_that_stands_in_the_configuration_needs_no_flag(tmp_path):
     words = ["sweep=presets", "callbacks=default", "callbacks.progress=null"]
     jobs = run_sweep(tmp_path, *words)
-    assert [loss["whiten"] for loss in losses_of(jobs)] == ["all", "none"]
+    assert [advantages["whiten"] for advantages in advantages_of(jobs)] == ["all", "none"]
     entries = read_runs([tmp_path / "sweep"])
     assert [entry.model for entry in entries] == ["variant=official", "variant=paper"]
     assert all(entry.responses for entry in entries)
@@ -86,7 +86,7 @@ def test_sweep_that_stands_in_the_configuration_needs_no_flag(tmp_path):
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_launchers_run_jobs_in_processes_of_their_own(launcher, tmp_path):
     jobs = run_sweep(tmp_path, "-m", "advantages.gamma=0.9,1.0", f"hydra/launcher={launcher}")
-    assert [loss["gamma"] for loss in losses_of(jobs)] == [0.9, 1.0]
+    assert [advantages["gamma"] for advantages in advantages_of(jobs)] == [0.9, 1.0]
     assert all((job / "metrics.json").is_file() for job in jobs)
 
 
