@@ -122,4 +122,4 @@ def test_either_a_commit_or_self(tool):
 @pytest.mark.slow
 def test_the_working_tree_equals_itself(tool, capsys):
     assert tool.main(["--self", "--steps", "2", "--methods", "smoke", "--ranks", "1", "2"]) == 0
-    assert capsys.readouterr().out.count("ok") == 4
+    assert capsys.readouterr().out.count(" ok\n") == 4
