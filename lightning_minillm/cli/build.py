@@ -30,7 +30,13 @@ def batch_sizes(config: Config) -> BatchSizes:
 
 def world_size(trainer: Mapping[str, Any]) -> int:
     """Return the number of devices over all nodes that a trainer's configuration asks for."""
-    return _devices_of_a_node(trainer) * int(trainer.get("num_nodes", 1))
+    devices = trainer.get("devices", 1)
+    if isinstance(devices, str) and devices != "auto":
+        devices = [part for part in devices.split(",") if part]
+    if devices in ("auto", -1):
+        on_gpu = trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        devices = torch.cuda.device_count() if on_gpu else 1
+    return (len(devices) if isinstance(devices, list) else int(devices)) * int(trainer.get("num_nodes", 1))
 
 
 def data_world_size(trainer: Mapping[str, Any]) -> int:
@@ -42,16 +48,6 @@ def data_world_size(trainer: Mapping[str, Any]) -> int:
     devices, strategy = world_size(trainer), trainer.get("strategy")
     pieces = strategy.get("tensor_parallel_size", 1) if isinstance(strategy, Mapping) else 1
     return divide(devices, pieces, "devices", "tensor_parallel_size")
-
-
-def _devices_of_a_node(trainer: Mapping[str, Any]) -> int:
-    devices = trainer.get("devices", 1)
-    if isinstance(devices, str) and devices != "auto":
-        devices = [part for part in devices.split(",") if part]
-    if devices in ("auto", -1):
-        on_gpu = trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-        return torch.cuda.device_count() if on_gpu else 1
-    return len(devices) if isinstance(devices, list) else int(devices)
 
 
 @dataclass(frozen=True)
@@ -97,18 +93,13 @@ def build_module(config: Config, models: Models) -> CausalLMModule:
     """
     make = build(config["module"])
     teacher = {"teacher": models.teacher} if models.teacher is not None else {}
-    if not teacher and _requires(make, "teacher"):
+    parameter = inspect.signature(make).parameters.get("teacher")
+    if not teacher and parameter is not None and parameter.default is parameter.empty:
         raise ValueError(
             f"{config['module']['_target_']} needs a teacher: teacher=pretrained teacher.path=FOLDER_OR_HUB_NAME"
         )
     module: CausalLMModule = make(student=models.student, tokenizer=models.tokenizer, **teacher)
     return module
-
-
-def _requires(make: Callable[..., Any], name: str) -> bool:
-    """Whether a callable has a parameter of this name without a default."""
-    parameter = inspect.signature(make).parameters.get(name)
-    return parameter is not None and parameter.default is parameter.empty
 
 
 def build_trainer(
@@ -131,10 +122,9 @@ def build_trainer(
         node["val_check_interval"] = min(config["eval_every"], config["max_steps"]) * sizes.accumulation
         node["check_val_every_n_epoch"] = None
     loggers = list(build_all(config.get("logger") or {}).values())
-    nodes = dict(config.get("callbacks") or {})
+    callbacks: dict[str, Callback] = build_all(config.get("callbacks") or {})
     if not loggers:
-        nodes.pop("learning_rate", None)  # it refuses to be without a logger
-    callbacks: dict[str, Callback] = build_all(nodes)
+        callbacks.pop("learning_rate", None)  # it refuses to be without a logger
     node |= {
         "default_root_dir": config["output_dir"],
         "enable_progress_bar": "progress" in callbacks,

@@ -32,14 +32,6 @@ _DIGITS = re.compile(r"(?<=[=,])\d+")
 Config = dict[str, Any]
 
 
-OmegaConf.register_new_resolver("sum", lambda *numbers: sum(numbers), replace=True)
-OmegaConf.register_new_resolver("epochs", lambda epochs, rows, batch_size: epochs * (rows // batch_size), replace=True)
-OmegaConf.register_new_resolver("quote", lambda value: quote(value), replace=True)
-OmegaConf.register_new_resolver("direction", {"min": "minimize", "max": "maximize"}.__getitem__, replace=True)
-for _resolver in (tracking.run_name, tracking.run_group, tracking.run_tags, tracking.run_id):
-    OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)
-
-
 def quote(value: Any) -> str:
     """Quote a value, such as a path, so that Hydra's grammar reads it as one string.
 
@@ -48,6 +40,20 @@ def quote(value: Any) -> str:
         'it\\'s a path, with a comma'
     """
     return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+_RESOLVERS: dict[str, Callable[..., Any]] = {
+    "sum": lambda *numbers: sum(numbers),
+    "epochs": lambda epochs, rows, batch_size: epochs * (rows // batch_size),
+    "quote": quote,
+    "direction": {"min": "minimize", "max": "maximize"}.__getitem__,
+    "run_name": tracking.run_name,
+    "run_group": tracking.run_group,
+    "run_tags": tracking.run_tags,
+    "run_id": tracking.run_id,
+}
+for _name, _resolver in _RESOLVERS.items():
+    OmegaConf.register_new_resolver(_name, _resolver, replace=True)
 
 
 def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -107,15 +113,14 @@ def to_plain(cfg: DictConfig | Mapping[str, Any], known_keys: Iterable[str]) -> 
         ValueError: a key that nothing reads, or a required key without a value.
     """
     cfg = OmegaConf.create(dict(cfg)) if not isinstance(cfg, DictConfig) else cfg
-    known = set(known_keys)
-    unknown = sorted(str(key) for key in cfg if str(key) not in {PAPER, *known})
+    known = sorted(known_keys)
+    unknown = sorted(set(map(str, cfg)) - {PAPER, *known})
     if unknown:
-        raise ValueError(f"nothing reads the key(s) {', '.join(unknown)}; the keys are {', '.join(sorted(known))}")
+        raise ValueError(f"nothing reads the key(s) {', '.join(unknown)}; the keys are {', '.join(known)}")
     missing = sorted(_missing(OmegaConf.to_container(cfg, resolve=False)))
     if missing:
         raise ValueError(f"no value was given for {', '.join(missing)}; set e.g. {missing[0]}=VALUE")
-    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    assert isinstance(plain, dict)
+    plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     return {str(key): value for key, value in plain.items() if key != PAPER}
 
 
@@ -157,14 +162,11 @@ def _is_mistake_of_user(error: BaseException) -> bool:
 
 def _check_targets(node: Any) -> None:
     """Check that every target in a node exists and takes the arguments beside it."""
-    if isinstance(node, Mapping):
-        for value in node.values():
-            _check_targets(value)
-        if "_target_" in node:
-            _check_arguments(node)
-    elif isinstance(node, Sequence) and not isinstance(node, str):
-        for value in node:
-            _check_targets(value)
+    is_mapping = isinstance(node, Mapping)
+    for value in node.values() if is_mapping else node if isinstance(node, list) else ():
+        _check_targets(value)
+    if is_mapping and "_target_" in node:
+        _check_arguments(node)
 
 
 def _check_arguments(node: Mapping[str, Any]) -> None:
@@ -183,21 +185,18 @@ def _check_arguments(node: Mapping[str, Any]) -> None:
 
 def _locate(target: str) -> Any:
     """Import what a dotted path names."""
-    parts = target.split(".")
-    for end in range(len(parts), 0, -1):
-        module = ".".join(parts[:end])
-        try:
-            found: Any = importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-                raise  # something that the module itself imports
-            continue
-        for name in parts[end:]:
-            if not hasattr(found, name):
-                raise ValueError(f"{target!r} cannot be imported: {module!r} has no {name!r}")
-            found = getattr(found, name)
-        return found
-    raise ValueError(f"{target!r} cannot be imported: there is no module {parts[0]!r}")
+    parent, _, name = target.rpartition(".")
+    try:
+        return importlib.import_module(target)
+    except ModuleNotFoundError as error:
+        if not f"{target}.".startswith(f"{error.name}."):
+            raise  # something that the module itself imports
+    if not parent:
+        raise ValueError(f"there is no module {name!r}")
+    found = _locate(parent)
+    if not hasattr(found, name):
+        raise ValueError(f"{target!r} cannot be imported: {parent!r} has no {name!r}")
+    return getattr(found, name)
 
 
 def build_all(nodes: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_minillm.checkpoints.files import read_checkpoint, recover
-from lightning_minillm.checkpoints.weights import check_architecture, read_metadata, read_weights
-from lightning_minillm.cli.build import Models, build_models
+from lightning_minillm.checkpoints.weights import check_architecture, read_metadata, read_weights, shapes_of
+from lightning_minillm.cli.build import build_models
 from lightning_minillm.models import load_causal_lm, load_tokenizer
 from lightning_minillm.reports import run_folder as runs
 
@@ -44,7 +44,7 @@ def open_model(name: str, path: str, dtype: str = "float32", trust_remote_code: 
     Raises:
         ValueError: there is no such model, or it has no tokenizer.
     """
-    if is_checkpoint(Path(path)):
+    if Path(path).suffix == ".ckpt" or (Path(path) / ".metadata").is_file():  # a file, or written by several ranks
         run = CheckpointOfRun(Path(path))
         return NamedModel(name, path, run.models.tokenizer, partial(_load_checkpoint, run, dtype))
     try:
@@ -59,11 +59,6 @@ def open_model(name: str, path: str, dtype: str = "float32", trust_remote_code: 
     return NamedModel(
         name, path, tokenizer, partial(load_causal_lm, path, dtype=dtype, trust_remote_code=trust_remote_code)
     )
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Return whether a path is a checkpoint of a training run: a file, or a folder written by several ranks."""
-    return path.suffix == ".ckpt" or (path / ".metadata").is_file()
 
 
 class CheckpointOfRun:
@@ -87,7 +82,7 @@ class CheckpointOfRun:
         if config is None:
             raise ValueError(f"{str(folder)!r} has no {runs.CONFIG_FILE} of a run: give its folder with run_dir=FOLDER")
         self.checkpoint = checkpoint
-        self.models: Models = build_models(config["student"], None)
+        self.models = build_models(config["student"], None)
 
     def metadata(self) -> Mapping[str, Any]:
         """Return the content of the checkpoint besides weights, such as ``global_step``.
@@ -109,8 +104,7 @@ class CheckpointOfRun:
             if name.startswith(_PREFIX)
         }
         student = self.models.student()
-        own, theirs = ({name: tuple(v.shape) for name, v in state.items()} for state in (student.state_dict(), weights))
-        check_architecture(own, theirs)
+        check_architecture(shapes_of(student.state_dict()), shapes_of(weights))
         student.load_state_dict(weights)
         return student
 

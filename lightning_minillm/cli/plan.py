@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rich.table import Table
@@ -58,25 +59,16 @@ def plan(
         if dtype not in _BYTES:
             raise ValueError(f"{name} must be one of {', '.join(_BYTES)}, got {dtype!r}")
     BatchSizes(batch_size, micro_batch_size, devices)  # raises if they do not divide
-    sizes = {"student": _size(student), "teacher": _size(teacher)}
+    models = _size(student), _size(teacher)
     work = Workload(rollout_batch_size, micro_batch_size, max_length, _BYTES[param_dtype])
-    parts: Parts = {
-        strategy: plan_memory(
-            sizes["student"],
-            sizes["teacher"],
-            work,
-            ranks=devices,
-            sharded=strategy == "fsdp",
-            teacher_bytes=_BYTES[teacher_dtype],
-        )
-        for strategy in ("ddp", "fsdp")
-    }
+    of_models = partial(plan_memory, *models, work, ranks=devices, teacher_bytes=_BYTES[teacher_dtype])
+    parts: Parts = {strategy: of_models(sharded=strategy == "fsdp") for strategy in ("ddp", "fsdp")}
     verdict: dict[str, dict[str, Any]] = {}
     for strategy, moments in parts.items():
         totals = {moment: sum(numbers.values()) for moment, numbers in moments.items()}
         verdict[strategy] = {**totals, "fits": max(totals.values()) <= _USABLE * device_memory}
-    models = ", ".join(f"{name} {size.parameters / 1e6:,.0f} M" for name, size in sizes.items())
-    _show(f"{models} parameters; {devices} device(s) of {device_memory:g} GiB", parts, verdict)
+    sizes = "student {:,.0f} M, teacher {:,.0f} M".format(*(model.parameters / 1e6 for model in models))
+    _show(f"{sizes} parameters; {devices} device(s) of {device_memory:g} GiB", parts, verdict)
     return verdict
 
 
@@ -94,8 +86,9 @@ def _show(head: str, parts: Parts, verdict: Mapping[str, Mapping[str, Any]]) -> 
     table = Table("GiB on each device", *(f"{strategy}, {moment}" for strategy, moment in columns))
     names = list(dict.fromkeys(name for strategy, moment in columns for name in parts[strategy][moment]))
     for name in names:
-        cells = [parts[strategy][moment].get(name) for strategy, moment in columns]
-        table.add_row(name, *("" if cell is None else f"{cell:.2f}" for cell in cells), end_section=name == names[-1])
+        numbers = (parts[strategy][moment] for strategy, moment in columns)
+        cells = [f"{gib[name]:.2f}" if name in gib else "" for gib in numbers]
+        table.add_row(name, *cells, end_section=name == names[-1])
     table.add_row("all", *(f"{verdict[strategy][moment]:.2f}" for strategy, moment in columns))
     console.print(table)
     for strategy in parts:

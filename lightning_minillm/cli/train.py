@@ -134,7 +134,7 @@ def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _finish(config: Config, trainer: Trainer, module: CausalLMModule, callbacks: Mapping[str, Any]) -> dict[str, Any]:
     """Load the best weights, export them, and return the metrics of the run."""
-    best = callbacks.get("best")
+    best, student = callbacks.get("best"), Path(config["output_dir"]) / STUDENT_FOLDER
     metrics: dict[str, Any] = {
         "optimizer_steps": trainer.global_step,
         "last": {name: float(value) for name, value in sorted(trainer.callback_metrics.items())},
@@ -147,8 +147,8 @@ def _finish(config: Config, trainer: Trainer, module: CausalLMModule, callbacks:
             "value": float(best.best_model_score),
             "optimizer_steps": int(read_metadata(best.best_model_path)["global_step"]),
         }
-    module.export(str(Path(config["output_dir"]) / STUDENT_FOLDER))
-    write_model_card(Path(config["output_dir"]) / STUDENT_FOLDER, config, metrics)
+    module.export(str(student))
+    write_model_card(student, config, metrics)
     trainer.strategy.barrier()
     return metrics
 
