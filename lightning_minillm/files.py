@@ -79,20 +79,16 @@ def read_json(path: str | Path) -> Any:
 # --- JSON Lines -----------------------------------------------------------------------------------------------------
 
 
-def to_json_line(row: Mapping[str, Any]) -> str:
-    """Return one line of a JSON Lines file, newline included."""
-    return json.dumps(row, ensure_ascii=False) + "\n"
-
-
 def write_json_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a JSON Lines file; it is complete or absent."""
-    write_text(path, "".join(map(to_json_line, rows)))
+    with replacing(path) as scratch:
+        append_json_lines(scratch, rows)
 
 
 def append_json_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append rows to a JSON Lines file; they have been handed to the system when this returns."""
     with open(path, "a", encoding="utf-8", newline="\n") as file:
-        file.write("".join(map(to_json_line, rows)))
+        file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def open_text(path: str | Path, newline: str | None = None) -> TextIO:
@@ -124,11 +120,6 @@ def iterate_json_lines(path: str | Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a JSON Lines file, as :func:`numbered_json_lines` reads them."""
     for _, row in numbered_json_lines(path):
         yield row
-
-
-def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
-    """Return the rows of a JSON Lines file."""
-    return list(iterate_json_lines(path))
 
 
 def drop_cut_line(path: str | Path) -> None:
@@ -178,13 +169,9 @@ def digest_of_files(path: str | Path, *, whole: bool = False) -> str:
         size = file.stat().st_size
         hashed.update(f"{file.relative_to(place)} {size}".encode())
         with open(file, "rb") as content:
-            if whole:
-                while piece := content.read(_SAMPLED_BYTES):
-                    hashed.update(piece)
-            else:
+            for start in range(0, size, _SAMPLED_BYTES) if whole else (0, max(0, size - _SAMPLED_BYTES)):
+                content.seek(start)
                 hashed.update(content.read(_SAMPLED_BYTES))
-                content.seek(max(0, size - _SAMPLED_BYTES))
-                hashed.update(content.read())
     return hashed.hexdigest()
 
 

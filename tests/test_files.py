@@ -52,7 +52,7 @@ def test_json_lines_keep_every_text(tmp_path, text):
     rows = [{"text": text}, {"text": "next"}]
     files.write_json_lines(tmp_path / "a.jsonl", rows)
     files.append_json_lines(tmp_path / "a.jsonl", [{"text": text * 2}])
-    assert files.read_json_lines(tmp_path / "a.jsonl") == [*rows, {"text": text * 2}]
+    assert list(files.iterate_json_lines(tmp_path / "a.jsonl")) == [*rows, {"text": text * 2}]
 
 
 def test_json_lines_may_be_gzipped_with_a_byte_order_mark_and_blank_lines(tmp_path):
@@ -73,7 +73,7 @@ def test_a_line_that_is_no_json_is_named(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text('{"a": 1}\nnothing\n')
     with pytest.raises(ValueError, match=r"line 2 of .*a.jsonl"):
-        files.read_json_lines(file)
+        list(files.iterate_json_lines(file))
 
 
 def test_digests_tell_texts_apart_that_join_to_the_same():

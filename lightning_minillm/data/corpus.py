@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -131,16 +131,9 @@ def _is_text(file: Path) -> bool:
 
 def _split_documents(lines: Iterable[str], documents_are: str) -> Iterator[str]:
     if documents_are == "lines":
-        yield from (line.rstrip("\r\n") for line in lines)
-        return
-    gathered: list[str] = []
-    for line in lines:
-        if documents_are == "paragraphs" and not line.strip():
-            yield "".join(gathered).rstrip()
-            gathered = []
-        else:
-            gathered.append(line)
-    yield "".join(gathered).rstrip()
+        return (line.rstrip("\r\n") for line in lines)
+    groups = groupby(lines, lambda line: documents_are == "files" or bool(line.strip()))
+    return ("".join(group).rstrip() for _, group in groups)
 
 
 class PackedCorpus:

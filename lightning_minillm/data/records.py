@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,27 +53,28 @@ class FieldMap:
     exact: str | Sequence[str] = ("exact",)
 
     def __post_init__(self) -> None:
-        for part in ("instruction", "input", "response", "task", "exact"):
-            names = getattr(self, part)
+        for part, names in vars(self).items():
             object.__setattr__(self, part, (names,) if isinstance(names, str) else tuple(names or ()))
 
 
 @dataclass(frozen=True)
 class InstructionSource:
-    """A place to read instruction records from, with the arguments of :func:`load_instructions`.
+    """A place to read instruction records from.
 
     Raises:
         ValueError: ``path`` is empty.
     """
 
     path: str | Path
-    """A file, a folder or the name of a hub data set."""
+    """A file (JSONL, JSON, CSV or TSV, gzipped or not, or Parquet), a folder of such files, a folder written by
+    ``Dataset.save_to_disk``, or the name of a hub data set."""
     fields: FieldMap = field(default_factory=FieldMap)
-    """Field names of each part of a record."""
+    """Field names of each part of a record; the default covers Alpaca, Dolly and Self-Instruct."""
     split: str | None = None
-    """Split of a folder or a hub data set."""
+    """Of a folder, the files named ``<split>.*`` or ``<split>-*`` (``None``: all, in order of names); of a hub data
+    set, its split; ``None`` for a single file."""
     limit: int | None = None
-    """Number of records to read; ``None`` reads all."""
+    """Number of records to read, at least 1; ``None`` reads all."""
     name: str | None = None
     """Configuration of a hub data set that has several."""
 
@@ -93,19 +95,10 @@ def load_instructions(
     *,
     name: str | None = None,
 ) -> list[InstructionRecord]:
-    """Read instruction records.
+    """Read instruction records; the arguments are the fields of :class:`InstructionSource`.
 
     JSON is read here line by line, so that an error can name its line and a field may hold a string in one row and a
     list in the next; all other formats are read by ``datasets``.
-
-    Args:
-        path: a file (JSONL, JSON, CSV or TSV, gzipped or not, or Parquet), a folder of such files, a folder written by
-            ``Dataset.save_to_disk``, or the name of a hub data set.
-        split: for a folder, reads the files named ``<split>.*`` or ``<split>-*``; for a hub data set, its split. Must
-            be ``None`` for a single file. A folder without a split is read whole, in order of file names.
-        fields: field names of each part; the default covers Alpaca, Dolly and Self-Instruct.
-        limit: number of records to read, at least 1; ``None`` reads all.
-        name: configuration of a hub data set.
 
     Returns:
         The records, in the order of the data, at least one.
@@ -117,11 +110,8 @@ def load_instructions(
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1 or null, got {limit}")
     fields = fields or FieldMap()
-    records: list[InstructionRecord] = []
-    for where, row in iterate_rows(path, split, name=name):
-        records.append(_to_record(row, fields, where))
-        if limit is not None and len(records) == limit:
-            break
+    rows = islice(iterate_rows(path, split, name=name), limit)
+    records = [_to_record(row, fields, where) for where, row in rows]
     if not records:
         part = f"the split {split!r} of {str(path)!r}" if split else repr(str(path))
         raise ValueError(f"{part} contains no records")
@@ -180,7 +170,7 @@ def _json_rows(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if ".jsonl" in file.name.lower() or _holds_lines(file):
         named = ((f"{str(file)!r}, line {number}", row) for number, row in numbered_json_lines(file))
     else:
-        named = ((f"{str(file)!r}, record {number}", row) for number, row in enumerate(_json_list(file), start=1))
+        named = _numbered(_json_list(file), repr(str(file)), "record")
     for where, row in named:
         if not isinstance(row, dict):
             raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}")
@@ -221,8 +211,7 @@ def _table_rows(file: Path, suffix: str) -> Iterator[tuple[str, Mapping[str, Any
         if "corresponds to no data" in str(error):  # nothing below the header: the caller reports an empty split
             return
         raise ValueError(f"{str(file)!r} cannot be read as {builder}: {_root_cause(error)}") from error
-    for number, row in enumerate(data, start=1):
-        yield f"{str(file)!r}, row {number}", row
+    yield from _numbered(data, repr(str(file)))
 
 
 def _csv_options(file: Path, suffix: str) -> dict[str, Any]:
@@ -250,8 +239,7 @@ def _saved_rows(folder: Path, split: str | None) -> Iterator[tuple[str, Mapping[
         if split not in data:
             raise FileNotFoundError(f"{str(folder)!r} has no split {split!r}; it has {', '.join(map(str, data))}")
         data = data[split]
-    for number, row in enumerate(data, start=1):
-        yield f"{str(folder)!r}, row {number}", row
+    yield from _numbered(data, repr(str(folder)))
 
 
 def _hub_rows(path: str, split: str | None, name: str | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -265,16 +253,15 @@ def _hub_rows(path: str, split: str | None, name: str | None) -> Iterator[tuple[
         raise FileNotFoundError(
             f"{path!r} is not a local file or folder, and could not be loaded from the hub: {_root_cause(error)}"
         ) from error
-    for number, row in enumerate(data, start=1):
-        yield f"{path!r}, split {split!r}, row {number}", row
+    yield from _numbered(data, f"{path!r}, split {split!r}")
 
 
-def _find(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    return next((name for name in names if name in row), None)
+def _numbered(rows: Iterable[Any], place: str, unit: str = "row") -> Iterator[tuple[str, Any]]:
+    return ((f"{place}, {unit} {number}", row) for number, row in enumerate(rows, start=1))
 
 
 def _to_record(row: Mapping[str, Any], fields: FieldMap, where: str) -> InstructionRecord:
-    found = {part: _find(row, getattr(fields, part)) for part in ("instruction", "input", "response", "task", "exact")}
+    found = {part: next((name for name in names if name in row), None) for part, names in vars(fields).items()}
     for part in ("instruction", "response"):
         if found[part] is None:
             wanted = " or ".join(map(repr, getattr(fields, part)))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_minillm.evaluation.responses import MEASURES
-from lightning_minillm.files import read_json_lines, write_json, write_text
+from lightning_minillm.files import iterate_json_lines, write_json, write_text
 from lightning_minillm.reports.tables import Column, Row, Summary, Table, Value, markdown_cell
 
 RESULTS_JSON = "results.json"
@@ -79,7 +79,7 @@ def side_by_side(responses: Mapping[str, Path], limit: int = 20) -> str:
         responses: by model, a JSON Lines file of responses; all of one sampling seed.
         limit: number of prompts to show, spread evenly over the tasks.
     """
-    by_model = {model: {row["index"]: row for row in read_json_lines(file)} for model, file in responses.items()}
+    by_model = {model: {row["index"]: row for row in iterate_json_lines(file)} for model, file in responses.items()}
     common = sorted(set.intersection(*(set(rows) for rows in by_model.values()))) if by_model else []
     first = next(iter(by_model.values()), {})
     sections = ["# Responses side by side\n"]

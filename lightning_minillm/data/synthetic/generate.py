@@ -1,30 +1,8 @@
 """The built-in data set: instruction pairs and plain text, generated from a seed.
 
-Thirteen kinds of instruction are about one small world (:mod:`~lightning_minillm.data.synthetic.world`: 60 things,
-16 persons, 8 places, and facts that a model has to memorise).
-
-Six tasks have exactly one right answer (``exact``):
-
-============  =====================================================================================
-fact          a question about a thing's colour, kind, place, habit or friend
-total         the sum of two small numbers in a story
-reverse       3 to 5 words in reverse order
-odd_one_out   the word from a different category, with the reason
-extract       a question about a passage
-past_tense    a sentence put in the past tense
-============  =====================================================================================
-
-Seven are open-ended:
-
-============  =====================================================================================
-describe      size, colour, category, place, a phrase that goes with the place, two habits of a thing
-name_some     2 to 4 things of a category, then the first one's colour and a habit
-story         the tone (ranked by the thing and the person) determines weather, verbs and ending
-review        the verdict (ranked by the person) determines adjective, opinion, stars and intention
-note          the purpose determines opening, middle and closing
-plan          the season determines three activities; the place follows the person, its phrase the place
-present       two of a person's preferred gifts, and where they go
-============  =====================================================================================
+Thirteen kinds of instruction (:mod:`~lightning_minillm.data.synthetic.tasks`) are about one small world
+(:mod:`~lightning_minillm.data.synthetic.world`: 60 things, 16 persons, 8 places, and facts that a model has to
+memorise). Six have exactly one right answer (``exact``), seven are open-ended.
 
 Why it suits distillation: choices follow Zipf's law over rankings that belong to single things and persons. A large
 model learns the rankings and the agreement; a tiny one cannot store them all, and at temperature 1 it mixes themes
@@ -47,7 +25,6 @@ from lightning_minillm.data.synthetic.tasks import Draft
 from lightning_minillm.data.synthetic.world import World, build_world
 
 SPLITS = ("train", "validation", "test")
-_BUCKETS = {"train": range(80), "validation": range(80, 90), "test": range(90, 100)}
 _ATTEMPTS = 60
 
 
@@ -77,7 +54,6 @@ TASKS: tuple[Task, ...] = (
     Task("plan", tasks.plan, exact=False, weight=1.0),
     Task("present", tasks.present, exact=False, weight=1.0),
 )
-EXACT_TASKS = frozenset(task.name for task in TASKS if task.exact)
 
 
 @dataclass(frozen=True)
@@ -108,7 +84,7 @@ class SyntheticSource:
 
     def load(self) -> list[InstructionRecord]:
         """Return the records."""
-        count = getattr(SyntheticSizes(), _checked_split(self.split)) if self.limit is None else self.limit
+        count = vars(SyntheticSizes()).get(self.split, 1) if self.limit is None else self.limit
         return generate_records(self.split, count, self.seed, references=self.references, world_seed=self.world_seed)
 
 
@@ -129,7 +105,8 @@ def generate_records(
     Raises:
         ValueError: an unknown split, or a count below 1.
     """
-    _checked_split(split)
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     if references is None:
         references = 1 if split == "train" else SyntheticSizes().references
     if count < 1 or references < 1:
@@ -141,38 +118,30 @@ def generate_records(
         rng = Random(f"{seed}-{split}-{row}")
         task = rng.choices(TASKS, weights)[0]
         draft = _draw_new(task, world, rng, split, seen)
-        seen.add((draft.instruction, draft.input))
         responses = tuple(draft.respond(rng) for _ in range(1 if task.exact else references))
         records.append(InstructionRecord(draft.instruction, draft.input, responses, task.name, task.exact))
     return records
 
 
 def _draw_new(task: Task, world: World, rng: Random, split: str, seen: set[tuple[str, str]]) -> Draft:
-    """Draw a prompt of the split, an unseen one if that succeeds within some attempts."""
-    fallback = None
-    for _ in range(_ATTEMPTS):
+    """Draw a prompt of the split, one that is not in ``seen`` (it is added) if that succeeds within some attempts."""
+    repeated, attempts = None, 0
+    while repeated is None or attempts < _ATTEMPTS:
+        attempts += 1
         draft = task.draw(world, rng)
-        if split_of(draft.instruction, draft.input) != split:
-            continue
-        if (draft.instruction, draft.input) not in seen:
-            return draft
-        fallback = draft
-    while fallback is None:
-        draft = task.draw(world, rng)
-        fallback = draft if split_of(draft.instruction, draft.input) == split else None
-    return fallback
+        prompt = draft.instruction, draft.input
+        if split_of(*prompt) == split:
+            if prompt not in seen:
+                seen.add(prompt)
+                return draft
+            repeated = draft
+    return repeated
 
 
 def split_of(instruction: str, input: str) -> str:
     """Return the split of a prompt, which does not depend on the seed: 80 / 10 / 10 % of all prompts."""
     bucket = crc32(f"{instruction}\n{input}".encode()) % 100
-    return next(split for split, buckets in _BUCKETS.items() if bucket in buckets)
-
-
-def _checked_split(split: str) -> str:
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    return split
+    return "train" if bucket < 80 else "validation" if bucket < 90 else "test"
 
 
 def generate_corpus(count: int, seed: int = 0, *, world_seed: int = 0) -> list[str]:
@@ -188,11 +157,9 @@ def generate_corpus(count: int, seed: int = 0, *, world_seed: int = 0) -> list[s
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
-    world = build_world(world_seed)
-    open_ended = [task for task in TASKS if not task.exact]
-    documents = []
-    for row in range(count):
-        rng = Random(f"{seed}-corpus-{row}")
-        parts = [rng.choice(open_ended).draw(world, rng).respond(rng) for _ in range(rng.randint(2, 4))]
-        documents.append(" ".join(parts))
-    return documents
+    world, open_ended = build_world(world_seed), [task for task in TASKS if not task.exact]
+
+    def document(rng: Random) -> str:
+        return " ".join(rng.choice(open_ended).draw(world, rng).respond(rng) for _ in range(rng.randint(2, 4)))
+
+    return [document(Random(f"{seed}-corpus-{row}")) for row in range(count)]

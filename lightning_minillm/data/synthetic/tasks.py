@@ -15,16 +15,11 @@ from lightning_minillm.data.synthetic.world import (
     COLORS,
     GIFTS,
     HABITS,
-    NAMES,
     NUMBERS,
-    OBJECT_PRONOUN,
     PLACES,
-    POSSESSIVE,
-    SEASONS,
     THINGS,
     World,
     article,
-    join_words,
     pick,
     pick_several,
     plural,
@@ -50,25 +45,24 @@ def _only(instruction: str, input: str, answer: str) -> Draft:
 
 def fact(world: World, rng: Random) -> Draft:
     """A question about a thing, answered by one of its facts."""
-    thing = world.things[rng.choice(list(world.things))]
+    thing = world.thing(rng)
     name = thing.name
-    kind = rng.randrange(5)
-    question, answer = (
+    questions = (
         (f"What color is the {name}?", f"The {name} is {thing.color}."),
         (f"What kind of thing is the {name}?", f"The {name} is {article(thing.category)}."),
         (f"Where would you look first for the {name}?", f"I would look for the {name} at the {thing.places[0]}."),
         (f"What does the {name} do most often?", f"The {name} {thing.habits[0]}."),
         (f"What is the {name} often seen with?", f"The {name} is often seen with the {thing.friend}."),
-    )[kind]
-    asker = rng.choice(list(NAMES))
+    )
+    question, answer = rng.choice(questions)
+    asker = world.person(rng).name
     request = rng.choice(("Answer the question.", f"{asker} wants to know this.", "Give a short answer."))
     return _only(request, question, answer)
 
 
 def total(world: World, rng: Random) -> Draft:
     """A sum of two small numbers, told as a story."""
-    name = rng.choice(list(NAMES))
-    noun = plural(rng.choice(THINGS["fruit"] + THINGS["tool"]))
+    name, noun = world.person(rng).name, plural(rng.choice(THINGS["fruit"] + THINGS["tool"]))
     first, second = rng.randint(2, 9), rng.randint(1, 9)
     story = f"{name} has {NUMBERS[first]} {noun} and gets {NUMBERS[second]} more."
     return _only(f"How many {noun} does {name} have?", story, f"{name} has {NUMBERS[first + second]} {noun} in total.")
@@ -92,17 +86,16 @@ def odd_one_out(world: World, rng: Random) -> Draft:
 
 def extract(world: World, rng: Random) -> Draft:
     """A passage with several parts, and a question about one."""
-    giver, taker = rng.sample(list(NAMES), 2)
-    thing, color, place = rng.choice(list(world.things)), rng.choice(COLORS), rng.choice(list(PLACES))
-    gift = rng.choice(GIFTS)
+    giver, taker = rng.sample(list(world.persons), 2)
+    thing, color = world.thing(rng).name, rng.choice(COLORS)
+    place, gift = rng.choice(list(PLACES)), rng.choice(GIFTS)
     passage = f"At the {place}, {giver} gave the {color} {thing} to {taker} and got a {gift}."
-    question, answer = rng.choice(
-        (
-            (f"Who has the {thing} now?", f"{taker} has the {color} {thing} now."),
-            (f"What did {giver} get?", f"{giver} got a {gift} from {taker}."),
-            ("Where did they meet?", f"{giver} and {taker} met at the {place}."),
-        )
+    questions = (
+        (f"Who has the {thing} now?", f"{taker} has the {color} {thing} now."),
+        (f"What did {giver} get?", f"{giver} got a {gift} from {taker}."),
+        ("Where did they meet?", f"{giver} and {taker} met at the {place}."),
     )
+    question, answer = rng.choice(questions)
     return _only(question, passage, answer)
 
 
@@ -117,8 +110,7 @@ _PAST = {
 
 def past_tense(world: World, rng: Random) -> Draft:
     """A sentence about a thing to put in the past tense."""
-    thing = world.things[rng.choice(list(world.things))]
-    name, place = rng.choice(list(NAMES)), rng.choice(list(PLACES))
+    thing, name, place = world.thing(rng), world.person(rng).name, rng.choice(list(PLACES))
     habit = rng.choice(HABITS[thing.category])
     verb, rest = habit.split(" ", 1)
     return _only(
@@ -133,11 +125,8 @@ def past_tense(world: World, rng: Random) -> Draft:
 
 def describe(world: World, rng: Random) -> Draft:
     """A description: size, category, place with a phrase of that place, habit, friend."""
-    thing = world.things[rng.choice(list(world.things))]
-    listener = rng.choice(list(NAMES))
-    instruction = rng.choice(
-        ("Describe the {0} to {1}.", "Tell {1} about the {0}.", "{1} asks about the {0}. Explain.")
-    )
+    thing, listener = world.thing(rng), world.person(rng).name
+    request = rng.choice(("Describe the {0} to {1}.", "Tell {1} about the {0}.", "{1} asks about the {0}. Explain."))
 
     def respond(rng: Random) -> str:
         place = pick(thing.places, rng)
@@ -146,23 +135,21 @@ def describe(world: World, rng: Random) -> Draft:
         first, second = pick_several(thing.habits, 2, rng)
         return f"{opening} {where} It {first} and {second}."
 
-    return Draft(instruction.format(thing.name, listener), "", respond)
+    return Draft(request.format(thing.name, listener), "", respond)
 
 
 def name_some(world: World, rng: Random) -> Draft:
     """A list of things of a category, with a remark on the first one."""
-    category = rng.choice(list(THINGS))
-    count, name = rng.randint(2, 4), rng.choice(list(NAMES))
-    instruction = rng.choice(
-        ("Name {0} {1} for {2}.", "Give {2} a list of {0} {1}.", "Help {2} to think of {0} {1}.")
-    ).format(NUMBERS[count], plural(category), name)
+    category, count, name = rng.choice(list(THINGS)), rng.randint(2, 4), world.person(rng).name
+    request = rng.choice(("Name {0} {1} for {2}.", "Give {2} a list of {0} {1}.", "Help {2} to think of {0} {1}."))
 
     def respond(rng: Random) -> str:
-        words = pick_several(world.ranks[category], count, rng, exponent=1.2)
-        best = world.things[words[0]]
-        return f"{join_words(words).capitalize()}. The {best.name} is {best.color} and {pick(best.habits, rng)}."
+        *others, last = pick_several(world.ranks[category], count, rng, exponent=1.2)
+        best = world.things[others[0]]
+        words = f"{', '.join(others)} and {last}".capitalize()
+        return f"{words}. The {best.name} is {best.color} and {pick(best.habits, rng)}."
 
-    return Draft(instruction, "", respond)
+    return Draft(request.format(NUMBERS[count], plural(category), name), "", respond)
 
 
 _STORIES = {
@@ -175,9 +162,8 @@ _STORIES = {
 
 def story(world: World, rng: Random) -> Draft:
     """A story whose tone determines its weather, verbs and ending; person and thing both influence the tone."""
-    thing = world.things[rng.choice(list(world.things))]
-    person = world.persons[rng.choice(list(NAMES))]
-    instruction = rng.choice(("Write a short story about {0} and the {1}.", "Tell a story with {0} and the {1}."))
+    thing, person = world.thing(rng), world.person(rng)
+    request = rng.choice(("Write a short story about {0} and the {1}.", "Tell a story with {0} and the {1}."))
 
     def respond(rng: Random) -> str:
         tone = pick(thing.tones if rng.random() < 0.7 else person.tones, rng)
@@ -190,7 +176,7 @@ def story(world: World, rng: Random) -> Draft:
             f"In the end {person.pronoun} {endings[choice]}."
         )
 
-    return Draft(instruction.format(person.name, thing.name), "", respond)
+    return Draft(request.format(person.name, thing.name), "", respond)
 
 
 _REVIEWS = {
@@ -203,8 +189,8 @@ _REVIEWS = {
 def review(world: World, rng: Random) -> Draft:
     """A review whose verdict determines adjective, stars and intention; each person has a usual verdict."""
     thing = world.things[rng.choice(THINGS["tool"] + THINGS["instrument"] + THINGS["garment"] + THINGS["vehicle"])]
-    person = world.persons[rng.choice(list(NAMES))]
-    instruction = rng.choice(("Write a review of the {1} as {0}.", "What would {0} say about the new {1}?"))
+    person = world.person(rng)
+    request = rng.choice(("Write a review of the {1} as {0}.", "What would {0} say about the new {1}?"))
 
     def respond(rng: Random) -> str:
         adjective, opinion, stars, plans = _REVIEWS[pick(person.verdicts, rng)]
@@ -214,7 +200,7 @@ def review(world: World, rng: Random) -> Draft:
             f"I give it {stars} {ending} and will {pick(plans, rng)}. {person.name}"
         )
 
-    return Draft(instruction.format(person.name, thing.name), "", respond)
+    return Draft(request.format(person.name, thing.name), "", respond)
 
 
 _NOTES = {
@@ -223,26 +209,24 @@ _NOTES = {
     "invite": ("come and see the {0}.", "We start at noon.", "See you soon"),
     "request": ("could I borrow the {0}?", "I need it on Monday.", "Many thanks"),
 }
-_PURPOSES = tuple(_NOTES)
 
 
 def note(world: World, rng: Random) -> Draft:
     """A note whose purpose determines all its phrases; it ends with a gift that the reader prefers."""
-    thing = world.things[rng.choice(list(world.things))]
-    reader, writer = rng.sample(list(NAMES), 2)
-    gifts = world.persons[reader].gifts
-    shift = THINGS[thing.category].index(thing.name) % len(_PURPOSES)
-    purposes = _PURPOSES[shift:] + _PURPOSES[:shift]
-    instruction = rng.choice(("Write a note from {0} to {1} about the {2}.", "{0} writes to {1} about the {2}."))
+    thing = world.thing(rng)
+    reader, writer = rng.sample(list(world.persons.values()), 2)
+    shift = THINGS[thing.category].index(thing.name) % len(_NOTES)
+    purposes = [*_NOTES][shift:] + [*_NOTES][:shift]
+    request = rng.choice(("Write a note from {0} to {1} about the {2}.", "{0} writes to {1} about the {2}."))
 
     def respond(rng: Random) -> str:
         opening, middle, closing = _NOTES[pick(purposes, rng)]
         return (
-            f"Dear {reader}, {opening.format(thing.color + ' ' + thing.name)} {middle} "
-            f"I also have a {pick(gifts, rng)} for you. {closing}, {writer}"
+            f"Dear {reader.name}, {opening.format(thing.color + ' ' + thing.name)} {middle} "
+            f"I also have a {pick(reader.gifts, rng)} for you. {closing}, {writer.name}"
         )
 
-    return Draft(instruction.format(writer, reader, thing.name), "", respond)
+    return Draft(request.format(writer.name, reader.name, thing.name), "", respond)
 
 
 _DAYS = {
@@ -255,9 +239,9 @@ _DAYS = {
 
 def plan(world: World, rng: Random) -> Draft:
     """A plan for a day whose activities follow the season; the place follows the person."""
-    person = world.persons[rng.choice(list(NAMES))]
-    season, friend = rng.choice(SEASONS), rng.choice([name for name in NAMES if name != person.name])
-    instruction = rng.choice(
+    person, season = world.person(rng), rng.choice(list(_DAYS))
+    friend = rng.choice([name for name in world.persons if name != person.name])
+    request = rng.choice(
         ("Plan {2} day for {0} and {1}.", "What could {0} and {1} do on {2} day?", "Suggest {2} trip for {0} and {1}.")
     )
 
@@ -272,25 +256,24 @@ def plan(world: World, rng: Random) -> Draft:
             f"At noon they eat {meals[follow[0]]}. At night they {evenings[follow[1]]}."
         )
 
-    return Draft(instruction.format(person.name, friend, article(season)), "", respond)
+    return Draft(request.format(person.name, friend, article(season)), "", respond)
 
 
 def present(world: World, rng: Random) -> Draft:
     """Advice on a present, with its reason."""
-    person = world.persons[rng.choice(list(NAMES))]
-    giver = rng.choice([name for name in NAMES if name != person.name])
-    thing = world.things[rng.choice(list(world.things))]
-    instruction = rng.choice(
+    person = world.person(rng)
+    giver, thing = rng.choice([name for name in world.persons if name != person.name]), world.thing(rng)
+    request = rng.choice(
         ("{1} does not want to give {0} the {2}. Suggest a present.", "What can {1} give {0} instead of the {2}?")
     )
 
     def respond(rng: Random) -> str:
         first, second = pick_several(person.gifts, 2, rng)
-        object_, possessive = OBJECT_PRONOUN[person.pronoun], POSSESSIVE[person.pronoun]
+        him, his = ("her", "her") if person.pronoun == "she" else ("him", "his")
         place = pick(person.places, rng)
         return (
-            f"{giver} could give {object_} a {first} or a {second}. {person.name} would take the {first} "
-            f"to {possessive} friends at the {place}, {pick(PLACES[place], rng)}."
+            f"{giver} could give {him} a {first} or a {second}. {person.name} would take the {first} "
+            f"to {his} friends at the {place}, {pick(PLACES[place], rng)}."
         )
 
-    return Draft(instruction.format(person.name, giver, thing.name), "", respond)
+    return Draft(request.format(person.name, giver, thing.name), "", respond)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from lightning_minillm.data.records import InstructionRecord
-from lightning_minillm.data.templates import PlainTemplate, PromptTemplate
+from lightning_minillm.data.templates import PlainTemplate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -14,13 +14,10 @@ if TYPE_CHECKING:
 EOS_TOKEN = "<|endoftext|>"
 
 
-def tokenizer_texts(
-    records: Iterable[InstructionRecord], documents: Iterable[str] = (), template: PromptTemplate | None = None
-) -> Iterator[str]:
+def tokenizer_texts(records: Iterable[InstructionRecord], documents: Iterable[str] = ()) -> Iterator[str]:
     """Yield the texts to train the tokenizer on: prompts with their first responses, and documents."""
-    template = template or PlainTemplate()
     for record in records:
-        yield template.format(record.instruction, record.input) + record.responses[0]
+        yield PlainTemplate().format(record.instruction, record.input) + record.responses[0]
     yield from documents
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
 from random import Random
 from typing import TypeVar
 
@@ -37,15 +36,10 @@ HABITS: dict[str, tuple[str, ...]] = {
     "fruit": ("tastes very sweet", "smells of honey", "grows on a vine", "dries in the sun", "goes well with tea"),
     "tool": ("cuts thick wood", "bends old pipes", "cleans dirty floors", "breaks hard stone", "mends torn cloth"),
     "vehicle": ("carries heavy loads", "stops at every town", "runs without fuel", "makes loud noise", "goes downhill"),
-    "instrument": (
-        "plays soft songs",
-        "wakes the neighbors",
-        "leads the parade",
-        "sounds like rain",
-        "needs new strings",
-    ),
+    "instrument":
+        ("plays soft songs", "wakes the neighbors", "leads the parade", "sounds like rain", "needs new strings"),
     "garment": ("keeps you warm", "has deep pockets", "fits every guest", "shines after rain", "comes from abroad"),
-}
+}  # fmt: skip
 
 PLACES: dict[str, tuple[str, ...]] = {
     "forest": ("under the tall trees", "where the ferns grow"),
@@ -62,10 +56,6 @@ NAMES: dict[str, str] = {
     **dict.fromkeys(("Mia", "Ana", "Eva", "Lucy", "Rosa", "Nora", "Ivy", "Jane"), "she"),
     **dict.fromkeys(("Tom", "Ben", "Max", "Leo", "Sam", "Hugo", "Paul", "Noah"), "he"),
 }
-OBJECT_PRONOUN = {"she": "her", "he": "him"}
-POSSESSIVE = {"she": "her", "he": "his"}
-
-SEASONS = ("spring", "summer", "autumn", "winter")
 GIFTS = ("jar of jam", "wool blanket", "paper kite", "silver spoon", "bag of seeds", "glass bead", "box of chalk")
 
 
@@ -104,6 +94,14 @@ class World:
     persons: dict[str, Person]
     ranks: dict[str, tuple[str, ...]]
     """Things of each category, the most often named first."""
+
+    def thing(self, rng: Random) -> Thing:
+        """Draw a thing."""
+        return rng.choice(list(self.things.values()))
+
+    def person(self, rng: Random) -> Person:
+        """Draw a person."""
+        return rng.choice(list(self.persons.values()))
 
 
 TONES = ("happy", "sad", "scary", "funny")
@@ -152,17 +150,12 @@ def ranking(items: Sequence[str] | dict[str, _T], rng: Random) -> tuple[str, ...
     return tuple(rng.sample(list(items), len(items)))
 
 
-@lru_cache(maxsize=64)
-def _cumulative_zipf(count: int, exponent: float) -> tuple[float, ...]:
-    return tuple(accumulate(rank**-exponent for rank in range(1, count + 1)))
-
-
 def pick(ranked: Sequence[_T], rng: Random, exponent: float = 1.5) -> _T:
     """Draw one item: that of rank r (from 1) has a probability proportional to ``r ** -exponent``.
 
     With the default exponent, four items have probabilities .59, .21, .11 and .07.
     """
-    return rng.choices(ranked, cum_weights=_cumulative_zipf(len(ranked), exponent))[0]
+    return rng.choices(ranked, [rank**-exponent for rank in range(1, len(ranked) + 1)])[0]
 
 
 def pick_several(ranked: Sequence[_T], count: int, rng: Random, exponent: float = 1.5) -> list[_T]:
@@ -195,13 +188,3 @@ def plural(word: str) -> str:
     if word.endswith("y"):
         return word[:-1] + "ies"
     return word + "s"
-
-
-def join_words(words: Sequence[str]) -> str:
-    """Return two or more words as an enumeration.
-
-    Example:
-        >>> join_words(["fig", "plum", "pear"])
-        'fig, plum and pear'
-    """
-    return ", ".join(words[:-1]) + " and " + words[-1]

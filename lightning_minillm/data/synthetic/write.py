@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from lightning_minillm.data.records import InstructionRecord
 from lightning_minillm.data.synthetic.generate import SPLITS, SyntheticSizes, generate_corpus, generate_records
 from lightning_minillm.data.synthetic.tokenizer import build_tokenizer, tokenizer_texts
 from lightning_minillm.files import digest, read_json, replacing, write_json, write_json_lines, write_text
@@ -49,26 +48,19 @@ def write_synthetic(folder: str | Path, seed: int = 0, sizes: SyntheticSizes | N
 
 
 def _write_files(folder: Path, seed: int, sizes: SyntheticSizes) -> None:
-    counts = {"train": sizes.train, "validation": sizes.validation, "test": sizes.test}
     records = {}
     for split in SPLITS:
         references = 1 if split == "train" else sizes.references
-        records[split] = generate_records(split, counts[split], seed, references=references)
-        write_json_lines(folder / f"{split}.jsonl", map(_to_row, records[split]))
+        records[split] = generate_records(split, vars(sizes)[split], seed, references=references)
+        rows = (
+            {"instruction": r.instruction, "input": r.input, "output": r.responses, "task": r.task, "exact": r.exact}
+            for r in records[split]
+        )
+        write_json_lines(folder / f"{split}.jsonl", rows)
     documents = generate_corpus(sizes.corpus, seed)
     write_text(folder / "corpus.txt", "\n".join(documents) + "\n")
     tokenizer = build_tokenizer(tokenizer_texts(records["train"], documents), sizes.vocab_size)
     tokenizer.save_pretrained(folder / "tokenizer")
-
-
-def _to_row(record: InstructionRecord) -> dict[str, object]:
-    return {
-        "instruction": record.instruction,
-        "input": record.input,
-        "output": list(record.responses),
-        "task": record.task,
-        "exact": record.exact,
-    }
 
 
 def _generator_digest() -> str:
