@@ -168,13 +168,13 @@ def _file_rows(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _json_rows(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the objects of a JSON Lines file, or of a JSON file with one list (or one ``{"data": list}``)."""
     if ".jsonl" in file.name.lower() or _holds_lines(file):
-        named = ((f"{str(file)!r}, line {number}", row) for number, row in numbered_json_lines(file))
+        unit, rows = "line", numbered_json_lines(file)
     else:
-        named = _numbered(_json_list(file), repr(str(file)), "record")
-    for where, row in named:
+        unit, rows = "record", iter(enumerate(_json_list(file), start=1))
+    for number, row in rows:
         if not isinstance(row, dict):
-            raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}")
-        yield where, row
+            raise ValueError(f"{str(file)!r}, {unit} {number}: expected a JSON object, got {type(row).__name__}")
+        yield f"{str(file)!r}, {unit} {number}", row
 
 
 def _holds_lines(file: Path) -> bool:
@@ -256,8 +256,8 @@ def _hub_rows(path: str, split: str | None, name: str | None) -> Iterator[tuple[
     yield from _numbered(data, f"{path!r}, split {split!r}")
 
 
-def _numbered(rows: Iterable[Any], place: str, unit: str = "row") -> Iterator[tuple[str, Any]]:
-    return ((f"{place}, {unit} {number}", row) for number, row in enumerate(rows, start=1))
+def _numbered(rows: Iterable[Any], place: str) -> Iterator[tuple[str, Any]]:
+    return ((f"{place}, row {number}", row) for number, row in enumerate(rows, start=1))
 
 
 def _to_record(row: Mapping[str, Any], fields: FieldMap, where: str) -> InstructionRecord:
