@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MAIN_METRICS = ("val/rougeL", "val/reverse_kl", "val/loss", "val/response_length")
+"""The metrics whose curves are drawn unless others are named."""
+
 
 def new_figure(panels: int) -> tuple[Figure, list[Axes]]:
     """Return a matplotlib figure with ``panels`` axes in a row."""

@@ -9,10 +9,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from lightning_minillm.figures import new_figure, save_figure
+from lightning_minillm.figures import MAIN_METRICS, new_figure, save_figure
 from lightning_minillm.types import ImageLogger
-
-MAIN_METRICS = ("val/rougeL", "val/reverse_kl", "val/loss", "val/response_length")
 
 
 class MetricPlots(Callback):

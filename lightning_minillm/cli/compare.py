@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_minillm.cli.errors import short_errors
+from lightning_minillm.figures import MAIN_METRICS
 from lightning_minillm.reports.comparison import Model, add_tests, choose_baseline, choose_columns, gather
 from lightning_minillm.reports.comparison_report import comparison_table, write_comparison
 from lightning_minillm.reports.read_runs import EXPECTED, read_runs
 from lightning_minillm.reports.tables import Summary, Table, print_table
-
-CURVES = ("val/rougeL", "val/reverse_kl", "val/loss", "val/response_length")
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def compare(
     metrics: Sequence[str] | None = None,
     significance: float = 0.05,
     num_resamples: int = 2000,
-    curves: Sequence[str] = CURVES,
+    curves: Sequence[str] = MAIN_METRICS,
     output_dir: str | Path | None = None,
 ) -> Comparison:
     """Put runs side by side in one table, with pictures of their learning curves and of the table's means.
@@ -94,7 +93,8 @@ def make_parser() -> ArgumentParser:
     add("--metrics", nargs="+", metavar="KEY", help="columns, such as rougeL dist4 (default: the usual ones)")
     add("--significance", type=float, default=0.05, metavar="P", help="a smaller p gets a star (default: 0.05)")
     add("--num-resamples", type=int, default=2000, metavar="N", help="of the bootstrap (default: 2000)")
-    add("--curves", nargs="*", default=CURVES, metavar="KEY", help=f"learning curves (default: {' '.join(CURVES)})")
+    usual = " ".join(MAIN_METRICS)
+    add("--curves", nargs="*", default=MAIN_METRICS, metavar="KEY", help=f"learning curves (default: {usual})")
     add("--output-dir", metavar="FOLDER", help="where to write (default: outputs/compare/ and the time)")
     return parser
 

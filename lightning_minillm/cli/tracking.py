@@ -24,8 +24,7 @@ _LONGEST_TAG = 64  # characters; more is an error there
 
 def run_name(name: str) -> str:
     """Return the name of a run: the name of its configuration, and in a sweep the job's overrides."""
-    sweep = _sweep()
-    return " ".join([name, *_swept()]) if sweep else name
+    return " ".join([name, *_swept()])
 
 
 def run_group(name: str) -> str | None:
@@ -39,7 +38,7 @@ def run_group(name: str) -> str | None:
 
 def run_tags(name: str) -> list[str]:
     """Return the tags of a run: the name of its configuration, and in a sweep the job's overrides."""
-    return [tag[:_LONGEST_TAG] for tag in [name, *(_swept() if _sweep() else ())]]
+    return [tag[:_LONGEST_TAG] for tag in [name, *_swept()]]
 
 
 def run_id(folder: str, resume: str) -> str | None:
@@ -88,6 +87,8 @@ def _sweep() -> str | None:
 
 def _swept() -> list[str]:
     """Return the overrides in which this job differs from others of its sweep, with the last part of their keys."""
+    if _sweep() is None:
+        return []
     hydra = HydraConfig.get()
     file = Path(hydra.sweep.dir) / "multirun.yaml"
     shared = set(OmegaConf.load(file).hydra.overrides.task) if file.is_file() else set()

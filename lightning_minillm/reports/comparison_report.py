@@ -141,13 +141,8 @@ def _to_json(model: Model) -> dict[str, Any]:
     return {
         "section": model.section,
         "runs": [
-            {
-                "folder": str(entry.folder),
-                "training_seed": entry.seed,
-                "split": entry.split,
-                "lacks": entry.lacks or None,
-            }
-            for entry in model.entries
+            {"folder": str(run.folder), "training_seed": run.seed, "split": run.split, "lacks": run.lacks or None}
+            for run in model.entries
         ],
         "metrics": model.summary,
         "difference_to_baseline": {

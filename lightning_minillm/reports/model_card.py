@@ -23,6 +23,12 @@ _GROUPS = ("optimizer", "scheduler", "module", "loss")
 _GROUPS_IN_MODULE = ("module.loss", "module.training.optimizer", "module.training.scheduler")
 _TRAINER = ("precision", "gradient_clip_val", "devices", "num_nodes")
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_FRONT_MATTER = (
+    "---",
+    "library_name: transformers",
+    "pipeline_tag: text-generation",
+    "tags: [knowledge-distillation, lightning-minillm]",
+)
 Value = str | int | float | bool | None | Sequence["Value"]
 
 
@@ -73,7 +79,9 @@ def render_model_card(card: ModelCard) -> str:
         <BLANKLINE>
     """
     about = {"base model": card.base, "teacher": card.teacher, "method": card.method, "chosen by": card.chosen_by}
-    parts = [_front_matter(card), f"# {card.name}", _table({key: text for key, text in about.items() if text})]
+    base = [f"base_model: {json.dumps(card.base)}"] if _HUB_NAME.fullmatch(card.base) else []  # the hub's own form
+    front_matter = "\n".join([*_FRONT_MATTER, *base, "---"])
+    parts = [front_matter, f"# {card.name}", _table({key: text for key, text in about.items() if text})]
     sections = {
         "Data": _table(card.data),
         "Validation": _table({key: f"{value:.4g}" for key, value in card.metrics.items()}),
@@ -85,17 +93,6 @@ def render_model_card(card: ModelCard) -> str:
         if text:
             parts += [f"## {title}", text]
     return "\n\n".join(parts) + "\n"
-
-
-def _front_matter(card: ModelCard) -> str:
-    lines = [
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "tags: [knowledge-distillation, lightning-minillm]",
-    ]
-    if _HUB_NAME.fullmatch(card.base):  # it can be a repository on the hub, as the front matter requires
-        lines.append(f"base_model: {json.dumps(card.base)}")
-    return "\n".join(["---", *lines, "---"])
 
 
 def _table(rows: Mapping[str, Value]) -> str:
@@ -186,5 +183,5 @@ def _command() -> str | None:
 
 def _versions() -> dict[str, str]:
     git = runs.git_state()
-    versions = {name: version for name, version in runs.package_versions().items() if version}
-    return {**versions, **({"commit": git["commit"] + (" with changes" if git["changed"] else "")} if git else {})}
+    commit = {"commit": git["commit"] + (" with changes" if git["changed"] else "")} if git else {}
+    return runs.package_versions() | commit

@@ -78,46 +78,38 @@ def read_runs(folders: Sequence[str | Path]) -> list[Entry]:
 def read_run(folder: Path) -> list[Entry] | None:
     """Return the models of one recipe, evaluation or training run, or ``None`` if the folder is none of them."""
     config = runs.read_config(folder) or {}
+    results = read_json(folder / RESULTS_JSON) or {}
     if "recipe" in config:
-        return _read_recipe(folder, config)
-    results = read_json(folder / RESULTS_JSON)
-    if results and "models" in results:
+        return _read_recipe(folder, config, results)
+    if "models" in results or {"models", "seeds"} <= config.keys():
         return _read_evaluation(folder, config, results)
-    if "max_steps" in config and "module" in config:
-        return [_read_training(folder, config)]
-    if "models" in config and "seeds" in config:
-        names = config["models"] or {"model": config["model"]}
-        lacks = f"{RESULTS_JSON} (the evaluation has not finished)"
-        return [Entry(name, str(folder), folder, config.get("split", "test"), {}, lacks=lacks) for name in names]
-    return None
+    return [_read_training(folder, config)] if {"max_steps", "module"} <= config.keys() else None
 
 
 # --- recipes --------------------------------------------------------------------------------------------------------
 
 
-def _read_recipe(folder: Path, config: Mapping[str, Any]) -> list[Entry]:
+def _read_recipe(folder: Path, config: Mapping[str, Any], results: Mapping[str, Any]) -> list[Entry]:
     node = config["recipe"]
     stages, seeds = node["stages"], node["evaluate"]["seeds"]
-    results = read_json(folder / RESULTS_JSON) or {"models": {}}
     group = _group({"recipe": node, "teacher_seed": config.get("teacher_seed")}, folder, config)
     entries = []
     for stage in node["evaluate"]["models"]:
         title = stages[stage].get("title") or stage
-        summary = results["models"].get(title, {})
+        summary = results.get("models", {}).get(title, {})
         start = stages[stage].get("starts_at")
-        own = _beside(folder, config, stage)
-        start_config = (runs.read_config(_beside(folder, config, start)) or {}) if start else {}
+        start_config = runs.read_config(_beside(folder, config, start)) if start else None
         entry = Entry(
             model=title,
             group=group,
             folder=folder,
             split="test",
-            values={metric: value["values"] for metric, value in summary.items()},
+            values=_values(summary),
             seed=None if stage in node["shared"] else config["seed"],
             responses=_response_files(_beside(folder, config, f"evaluate_{stage}"), stage, seeds),
             measures=read_measures(results),
-            metrics=own,
-            starts_at=int(start_config.get("max_steps", 0)),
+            metrics=_beside(folder, config, stage),
+            starts_at=int((start_config or {}).get("max_steps", 0)),
             is_teacher=stage == node["teacher"],
             lacks="" if summary else f"{RESULTS_JSON} (the recipe has not finished)",
         )
@@ -133,6 +125,10 @@ def _beside(folder: Path, config: Mapping[str, Any], stage: str) -> Path:
     return (shared if shared.is_dir() else folder.parent / shared.name) / stage
 
 
+def _values(summary: Mapping[str, Any]) -> dict[str, list[float]]:
+    return {metric: value["values"] for metric, value in summary.items()}
+
+
 # --- evaluations ----------------------------------------------------------------------------------------------------
 
 
@@ -145,13 +141,14 @@ def _read_evaluation(folder: Path, config: Mapping[str, Any], results: Mapping[s
             model=name,
             group=str(folder),
             folder=folder,
-            split=results.get("split", "test"),
-            values={metric: value["values"] for metric, value in summary.items()},
+            split=results.get("split", config.get("split", "test")),
+            values=_values(summary),
             responses=_response_files(folder, name, seeds, data_sets),
             measures=read_measures(results),
             is_teacher=teacher is not None and paths.get(name) == teacher,
+            lacks="" if "models" in results else f"{RESULTS_JSON} (the evaluation has not finished)",
         )
-        for name, summary in results["models"].items()
+        for name, summary in results.get("models", {name: {} for name in paths}).items()
     ]
 
 
@@ -175,19 +172,18 @@ def _read_training(folder: Path, config: Mapping[str, Any]) -> Entry:
     metrics = read_json(folder / runs.METRICS_FILE)
     best = (metrics or {}).get("best")
     values, step = {}, None
-    for metric in (column.key for column in USUAL_COLUMNS):
+    for metric in (column.key for column in USUAL_COLUMNS) if metrics else ():
         curve = dict(read_curve(folder, f"val/{metric}"))
-        if metrics and curve:
+        if curve:
             step = _step_of(curve, best["optimizer_steps"] if best else None)
             values[metric] = [curve[step]]
-        elif metrics and f"val/{metric}" in metrics["last"]:
+        elif f"val/{metric}" in metrics["last"]:
             values[metric] = [metrics["last"][f"val/{metric}"]]
     if best:  # the checkpoint has it in full precision
         values[best["metric"].removeprefix("val/")] = [best["value"]]
     samples = _sample_file(folder, best["optimizer_steps"] if best else step)
-    identity = {key: value for key, value in config.items() if key not in ("output_dir", "cache_dir", "logger")}
-    if "callbacks" in identity:
-        identity["callbacks"] = None
+    not_identity = ("output_dir", "cache_dir", "logger", "callbacks")
+    identity = {key: value for key, value in config.items() if key not in not_identity}
     return Entry(
         model=config["name"],
         group=_group(identity, folder, config),
@@ -222,17 +218,13 @@ def _read_sweep(folder: Path) -> Iterator[Entry]:
     """Read the runs in a folder, and name them by the overrides in which they differ."""
     jobs = sorted((item for item in folder.iterdir() if item.is_dir()), key=_job_order)
     found = {job: read_run(job) for job in jobs}
-    unstarted = {job for job in jobs if found[job] is None and (job / _OVERRIDES).is_file()}
-    overrides = {job: _overrides(job) for job in jobs if found[job] is not None or job in unstarted}
-    labels = label_jobs(overrides)
-    for job in overrides:
-        label = labels[job]
-        if job in unstarted:
+    overrides = {job: _overrides(job) for job in jobs if found[job] is not None or (job / _OVERRIDES).is_file()}
+    for job, label in label_jobs(overrides).items():
+        entries = found[job]
+        if entries is None:
             yield Entry(label or job.name, str(folder), job, "", {}, lacks="everything (the job failed or was not run)")
-            continue
-        entries = found[job] or []
-        for entry in entries:
-            single = len(entries) == 1 and label
+        for entry in entries or ():
+            single = len(entries or ()) == 1 and label
             name = label if single else (f"{entry.model}, {label}" if label else entry.model)
             # the label tells the jobs of a sweep apart; without a label, jobs differ at most in the seed
             yield replace(entry, model=name, group=f"{folder} {label}" if label else entry.group)

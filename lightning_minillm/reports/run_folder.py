@@ -42,9 +42,9 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
-def package_versions() -> dict[str, str | None]:
-    """Return the versions of the packages that numbers depend on; ``None`` for a package that is not installed."""
-    return {name: _version(name) for name in _PACKAGES}
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that numbers depend on."""
+    return {name: metadata.version(name) for name in _PACKAGES}
 
 
 def git_state() -> dict[str, Any] | None:
@@ -64,10 +64,3 @@ def _git(root: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -14,8 +14,8 @@ from lightning_minillm.functional.bootstrap import PairedDifference, paired_boot
 from lightning_minillm.metrics.responses import rouge_l
 from lightning_minillm.reports.read_runs import Entry
 
-Scores = dict[tuple[int | None, int], dict[int, float]]
-"""By training seed and sampling seed: Rouge-L of each prompt by its index."""
+Answers = dict[tuple[int | None, int], Mapping[int, tuple[str, float]]]
+"""By training seed and sampling seed: each prompt and its Rouge-L, by its index."""
 
 
 def compare_with_baseline(
@@ -35,8 +35,8 @@ def compare_with_baseline(
     Returns:
         The difference, model minus baseline, and the number of prompts; ``None`` if no prompt is common to both.
     """
-    first, second = scores(model, data_set), scores(baseline, data_set)
-    if not first or not second or not _same_prompts(model, baseline, data_set):
+    first, second = _answers(model, data_set), _answers(baseline, data_set)
+    if not first or not second or not _same_prompts(first, second):
         return None
     common_runs = first.keys() & second.keys()
     if common_runs:
@@ -50,37 +50,31 @@ def compare_with_baseline(
     if not prompts:
         return None
     means = [
-        torch.tensor([fmean(row[index] for row in rows.values()) for index in prompts], dtype=torch.float64)
+        torch.tensor([fmean(row[index][1] for row in rows.values()) for index in prompts], dtype=torch.float64)
         for rows in (first, second)
     ]
     return paired_bootstrap(*means, num_resamples=num_resamples), len(prompts)
 
 
-def scores(entries: Sequence[Entry], data_set: str = "") -> Scores:
-    """Return the Rouge-L of every prompt: the stored score, or else one computed from the texts."""
+def _answers(entries: Sequence[Entry], data_set: str) -> Answers:
     return {
-        (entry.seed, seed): {index: score for index, (_, score) in _read(file).items()}
+        (entry.seed, seed): _read(file, file.stat().st_mtime_ns)
         for entry in entries
         for (name, seed), file in entry.responses.items()
         if name == data_set
     }
 
 
-def _same_prompts(model: Sequence[Entry], baseline: Sequence[Entry], data_set: str) -> bool:
+def _same_prompts(*models: Answers) -> bool:
     """Whether an index means the same prompt in all files."""
     known: dict[int, str] = {}
-    files = [file for entry in (*model, *baseline) for (name, _), file in entry.responses.items() if name == data_set]
-    return all(known.setdefault(index, text) == text for file in files for index, (text, _) in _read(file).items())
-
-
-def _read(file: Path) -> Mapping[int, tuple[str, float]]:
-    """Return the prompt and the Rouge-L by index."""
-    return _read_version(file, file.stat().st_mtime_ns)
+    files = [answers for model in models for answers in model.values()]
+    return all(known.setdefault(index, text) == text for file in files for index, (text, _) in file.items())
 
 
 @cache
-def _read_version(file: Path, version: int) -> Mapping[int, tuple[str, float]]:
-    """Read a file once per version; it is read again when it has changed."""
+def _read(file: Path, version: int) -> Mapping[int, tuple[str, float]]:
+    """Read a file once per version (the time it was modified); the score is computed if it is not stored."""
     found = {}
     for row in iterate_json_lines(file):
         score = row["rougeL"] if "rougeL" in row else rouge_l(row["response"], row["references"])

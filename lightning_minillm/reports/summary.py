@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,8 @@ def side_by_side(responses: Mapping[str, Path], limit: int = 20) -> str:
         row = first[index]
         references = " / ".join(row["references"])
         task = f" ({row['task']})" if row["task"] else ""
-        lines = [f"## {index}{task}\n", _quote(row["prompt"]), "", "| model | response |", "|---|---|"]
+        prompt = "\n".join(f"> {line}" for line in row["prompt"].splitlines())
+        lines = [f"## {index}{task}\n", prompt, "", "| model | response |", "|---|---|"]
         lines.append(f"| *references* | {markdown_cell(references)} |")
         lines += [f"| {model} | {markdown_cell(rows[index]['response'])} |" for model, rows in by_model.items()]
         sections.append("\n".join(lines) + "\n")
@@ -99,11 +101,4 @@ def _spread(indices: Sequence[int], tasks: Mapping[int, str], limit: int) -> lis
     queues: dict[str, list[int]] = {}
     for index in indices:
         queues.setdefault(tasks[index], []).append(index)
-    chosen: list[int] = []
-    while len(chosen) < limit and any(queues.values()):
-        chosen += [queue.pop(0) for queue in queues.values() if queue][: limit - len(chosen)]
-    return chosen
-
-
-def _quote(text: str) -> str:
-    return "\n".join(f"> {line}" for line in text.splitlines())
+    return [index for turn in zip_longest(*queues.values()) for index in turn if index is not None][:limit]

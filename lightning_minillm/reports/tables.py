@@ -101,9 +101,7 @@ class Table:
     def __init__(
         self, columns: Sequence[Column], rows: Sequence[Row], title: str = "", notes: Sequence[str] = ()
     ) -> None:
-        self.columns = tuple(columns)
-        self.title = title
-        self.notes = tuple(notes)
+        self.columns, self.title, self.notes = tuple(columns), title, tuple(notes)
         sections: dict[str, list[Row]] = {}
         for row in rows:
             sections.setdefault(row.section, []).append(row)
@@ -171,11 +169,11 @@ class Table:
 
     def _cells(self, row: Row) -> list[tuple[str, bool]]:
         """Return for every column the text and whether it is the best value of its section."""
-        return [
-            (format_value(row.values.get(column.key), column.decimals) + row.marks.get(column.key, ""), best)
+        texts = [
+            format_value(row.values.get(column.key), column.decimals) + row.marks.get(column.key, "")
             for column in self.columns
-            for best in (self._is_best(row, column),)
         ]
+        return [(text, self._is_best(row, column)) for text, column in zip(texts, self.columns, strict=True)]
 
     def _is_best(self, row: Row, column: Column) -> bool:
         if column.higher_is_better is None or not row.ranked or column.key not in row.values:

@@ -18,11 +18,11 @@ from lightning_minillm.cli.recipe.scheduler import choose_workers, run_stages
 from lightning_minillm.cli.recipe.stages import (
     COMMANDS,
     PROGRESS_FILE,
-    Fingerprints,
+    STATE_FILE,
     RecipeError,
     Stage,
     digest_data,
-    forget,
+    fingerprints_of,
 )
 from lightning_minillm.cli.train import STUDENT_FOLDER
 from lightning_minillm.reports import run_folder as runs
@@ -60,15 +60,14 @@ def recipe(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
     for name in config["redo"]:
         if name not in stages:
             raise ValueError(f"redo names {name!r}, which is not a stage; the stages are {', '.join(stages)}")
-        forget(stages[name])
+        (stages[name].folder / STATE_FILE).unlink(missing_ok=True)
     folder = Path(config["output_dir"])
     started = time.perf_counter()
     runs.start_run(folder, config)
     console.print("data")
     data = _prepare(config)
-    fingerprints = Fingerprints(
-        stages, data, {name: Path(config[f"{name}_dir"]) for name in ("output", "shared", "cache")}
-    )
+    folders = {name: Path(config[f"{name}_dir"]) for name in ("output", "shared", "cache")}
+    fingerprints = fingerprints_of(stages, data, folders)
     ran = run_stages(chosen, fingerprints, workers, console)
     results = report_recipe(config, stages, console) if config["until"] is None else {}
     console.print(f"{config['recipe']['name']}: {time.perf_counter() - started:.0f} s; results are written to {folder}")
@@ -79,12 +78,18 @@ def recipe(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
 
 
 def read_config(cfg: DictConfig | Mapping[str, Any]) -> Config:
-    """Return a recipe's configuration, plain and with absolute paths.
+    """Return a recipe's configuration, plain and with absolute folders, which hold in every stage.
 
     Raises:
         ValueError: an unknown key, or a missing value.
     """
-    return to_plain(_with_absolute_paths(cfg), KEYS)
+    copy = cfg.copy() if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
+    for key in ("output_dir", "shared_dir", "cache_dir"):  # each may refer to the one before
+        copy[key] = str(Path(copy[key]).expanduser().resolve())
+    for key, value in copy.data.items():
+        if value is not None and Path(value).expanduser().exists():  # otherwise it is a hub name
+            copy.data[key] = str(Path(value).expanduser().resolve())
+    return to_plain(copy, KEYS)
 
 
 def compose_stages(config: Config, shown_progress: bool) -> dict[str, Stage]:
@@ -121,15 +126,14 @@ def compose_stages(config: Config, shown_progress: bool) -> dict[str, Stage]:
     return stages
 
 
-def stage_folder(config: Config, name: str) -> Path:
-    """Return the folder of a stage's results."""
+def _folder(config: Config, name: str) -> Path:
     shared = name.removeprefix("evaluate_") in config["recipe"]["shared"]
     return Path(config["shared_dir" if shared else "output_dir"]) / name
 
 
 def _stage(config: Config, name: str, settings: Mapping[str, Any], shown_progress: bool) -> Stage:
-    node, folder = config["recipe"], stage_folder(config, name)
-    is_training = settings["command"] == "train"
+    node, command, folder = config["recipe"], settings["command"], _folder(config, name)
+    is_training = command == "train"
     overrides = [
         *node["common"],
         *(node["train_common"] if is_training else ()),
@@ -139,38 +143,29 @@ def _stage(config: Config, name: str, settings: Mapping[str, Any], shown_progres
         *(settings.get("extra") or ()),
         f"name={name}",
         *_places(config, folder),
+        *(() if is_training or shown_progress else ("callbacks.progress=null",)),
     ]
-    if not (is_training or shown_progress):
-        overrides.append("callbacks.progress=null")
-    stage_config = _compose(settings["command"], overrides, f"recipe.stages.{name}")
+    composed = _compose(command, overrides, f"recipe.stages.{name}" if name in node["stages"] else name)
     if is_training and not shown_progress:
         shown = {"_target_": "lightning_minillm.callbacks.ProgressFile", "path": str(folder / PROGRESS_FILE)}
-        stage_config["callbacks"] = {**stage_config["callbacks"], "progress": shown}
-    return Stage(
-        name, settings["command"], folder, tuple(settings["needs"]), stage_config, settings.get("title") or name
-    )
+        composed["callbacks"] = {**composed["callbacks"], "progress": shown}
+    return Stage(name, command, folder, tuple(settings["needs"]), composed, settings.get("title") or name)
 
 
 def _evaluation(config: Config, stages: Mapping[str, Stage], model: str, shown_progress: bool) -> Stage:
-    node, name = config["recipe"], f"evaluate_{model}"
-    folder, teacher = stage_folder(config, name), node["teacher"]
-    needs = [model] if model == teacher else [model, teacher]
-    overrides = [
-        *node["common"],
-        *node["evaluate"]["overrides"],
-        *node["extra"],
-        f"seeds={list(node['evaluate']['seeds'])}",
+    node = config["recipe"]
+    teacher, settings = node["teacher"], node["evaluate"]
+    names = settings.get("teacher_evaluations" if model == teacher else "evaluations") or ["responses"]
+    own = [
+        f"seeds={list(settings['seeds'])}",
         f"models={{{model}: {quote(stages[model].folder / STUDENT_FOLDER)}}}",
-        f"name={name}",
-        *_places(config, folder),
+        f"evaluation={list(names)}".replace("'", ""),
     ]
-    names = node["evaluate"].get("teacher_evaluations" if model == teacher else "evaluations") or ["responses"]
-    overrides.append(f"evaluation={list(names)}".replace("'", ""))
     if model != teacher:
-        overrides += ["teacher=pretrained", f"teacher.path={quote(stages[teacher].folder / STUDENT_FOLDER)}"]
-    if not shown_progress:
-        overrides.append("callbacks.progress=null")
-    return Stage(name, "evaluate", folder, tuple(needs), _compose("evaluate", overrides, name), stages[model].title)
+        own += ["teacher=pretrained", f"teacher.path={quote(stages[teacher].folder / STUDENT_FOLDER)}"]
+    stage = {"command": "evaluate", "needs": dict.fromkeys([model, teacher]), "title": stages[model].title}
+    stage |= {"overrides": settings["overrides"], "extra": own}
+    return _stage(config, f"evaluate_{model}", stage, shown_progress)
 
 
 def _places(config: Config, folder: Path) -> list[str]:
@@ -189,17 +184,6 @@ def _check_keys(where: str, node: Mapping[str, Any], known: set[str]) -> None:
     unknown = sorted(set(node) - known)
     if unknown:
         raise ValueError(f"nothing reads {', '.join(unknown)} in {where}; the keys are {', '.join(sorted(known))}")
-
-
-def _with_absolute_paths(cfg: DictConfig | Mapping[str, Any]) -> DictConfig:
-    """Return a copy with absolute folders, which do not depend on the working directory of a stage."""
-    copy = cfg.copy() if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
-    for key in ("output_dir", "shared_dir", "cache_dir"):  # each may refer to the one before
-        copy[key] = str(Path(copy[key]).expanduser().resolve())
-    for key, value in copy.data.items():
-        if value is not None and Path(value).expanduser().exists():  # otherwise it is a hub name
-            copy.data[key] = str(Path(value).expanduser().resolve())
-    return copy
 
 
 def _until(stages: Mapping[str, Stage], names: str | Sequence[str] | None) -> list[Stage]:

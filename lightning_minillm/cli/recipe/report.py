@@ -9,6 +9,7 @@ from rich.console import Console
 
 from lightning_minillm.cli.config import Config
 from lightning_minillm.cli.recipe.stages import STATE_FILE, Stage
+from lightning_minillm.figures import MAIN_METRICS
 from lightning_minillm.files import read_json, write_text
 from lightning_minillm.reports import evaluation as evaluation_report
 from lightning_minillm.reports import plots
@@ -17,8 +18,6 @@ from lightning_minillm.reports.read_runs import read_run
 from lightning_minillm.reports.results import from_json
 from lightning_minillm.reports.summary import RESULTS_JSON, USUAL_COLUMNS, side_by_side, summary_table, write_results
 from lightning_minillm.reports.tables import Summary, print_table
-
-CURVES = ("val/rougeL", "val/reverse_kl", "val/loss", "val/response_length")
 
 
 def report_recipe(config: Config, stages: Mapping[str, Stage], console: Console) -> dict[str, Summary]:
@@ -53,7 +52,7 @@ def report_recipe(config: Config, stages: Mapping[str, Stage], console: Console)
     table = summary_table(results.models, title=title, notes=notes, not_ranked=teacher)
     write_text(folder / "table.md", table.to_markdown())
     write_text(folder / "samples.md", side_by_side(responses))
-    curves = {metric: _curves(config, stages, metric) for metric in CURVES}
+    curves = {metric: _curves(config, stages, metric) for metric in MAIN_METRICS}
     plots.plot_curves(curves, folder / "curves.png", list(results.models), plots.STEPS_FROM_INITIAL)
     plots.plot_bars(results.models, folder / "bars.png")
     facts = {

@@ -24,7 +24,6 @@ from lightning_minillm.cli.errors import EXPECTED
 from lightning_minillm.cli.recipe.stages import (
     LOG_FILE,
     PROGRESS_FILE,
-    Fingerprints,
     RecipeError,
     Stage,
     is_finished,
@@ -54,7 +53,9 @@ def choose_workers(workers: int | str) -> int:
     return workers
 
 
-def run_stages(stages: Sequence[Stage], fingerprints: Fingerprints, workers: int, console: Console) -> dict[str, bool]:
+def run_stages(
+    stages: Sequence[Stage], fingerprints: Mapping[str, str], workers: int, console: Console
+) -> dict[str, bool]:
     """Run all stages, each after the stages it needs.
 
     Args:
@@ -93,7 +94,7 @@ class _Parallel:
     """Runs each stage in its own process."""
 
     stages: Sequence[Stage]
-    fingerprints: Fingerprints
+    fingerprints: Mapping[str, str]
     workers: int
     console: Console
     done: dict[str, bool] = field(default_factory=dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
@@ -45,44 +45,35 @@ class Stage:
     """The name in tables."""
 
 
-class Fingerprints:
-    """Digests of everything that the result of a stage depends on, by the name of the stage.
+def fingerprints_of(stages: Mapping[str, Stage], data: str, folders: Mapping[str, Path]) -> dict[str, str]:
+    """Return digests of everything that the result of each stage depends on, by the name of the stage.
 
     Args:
-        stages: all stages by name.
+        stages: all stages by name, each after the stages it needs.
         data: digest of the data files.
         folders: folders that may appear in configurations, by the name that replaces them, so that a recipe keeps its
             stages when it is moved.
     """
-
-    def __init__(self, stages: Mapping[str, Stage], data: str, folders: Mapping[str, Path]) -> None:
-        self._stages = stages
-        self._data = data
-        longest_first = sorted(folders.items(), key=lambda item: -len(str(item[1])))
-        self._folders = {str(folder): f"<{symbol}>" for symbol, folder in longest_first}
-        self._known: dict[str, str] = {}
-
-    def __getitem__(self, name: str) -> str:
-        if name not in self._known:
-            stage = self._stages[name]
-            self._known[name] = digest(
-                {
-                    "version": lightning_minillm.__version__,
-                    "command": stage.command,
-                    "config": replace_in_strings(_inputs(stage.config), self._folders),
-                    "data": self._data,
-                    "needs": {need: self[need] for need in stage.needs},
-                }
-            )
-        return self._known[name]
+    longest_first = sorted(folders.items(), key=lambda item: -len(str(item[1])))
+    symbols = {str(folder): f"<{symbol}>" for symbol, folder in longest_first}
+    found: dict[str, str] = {}
+    for name, stage in stages.items():
+        found[name] = digest(
+            {
+                "version": lightning_minillm.__version__,
+                "command": stage.command,
+                "config": replace_in_strings(_inputs(stage.config), symbols),
+                "data": data,
+                "needs": {need: found[need] for need in stage.needs},
+            }
+        )
+    return found
 
 
 def _inputs(config: Config) -> Config:
     """Return the part of a configuration that decides a stage's result."""
-    kept = {key: value for key, value in config.items() if key not in _NOT_AN_INPUT}
-    if "callbacks" in kept:
-        kept["callbacks"] = {"best": (config["callbacks"] or {}).get("best")}
-    return kept
+    shown = {"callbacks": {"best": (config["callbacks"] or {}).get("best")}} if "callbacks" in config else {}
+    return {key: value for key, value in config.items() if key not in _NOT_AN_INPUT} | shown
 
 
 def is_finished(stage: Stage, fingerprint: str) -> bool:
@@ -105,7 +96,7 @@ def run_stage(stage: Stage, fingerprint: str) -> bool:
             _empty(stage.folder)
         write_json(stage.folder / STATE_FILE, {"fingerprint": fingerprint, "finished": False})
         started = time.perf_counter()
-        _command(stage.command)(stage.config)
+        resolve_name(f"lightning_minillm.cli.{stage.command}:{stage.command}")(stage.config)
         seconds = round(time.perf_counter() - started, 1)
         write_json(stage.folder / STATE_FILE, {"fingerprint": fingerprint, "finished": True, "seconds": seconds})
         return True
@@ -122,16 +113,6 @@ def _empty(folder: Path) -> None:
             item.unlink()
 
 
-def _command(name: Command) -> Callable[[Config], Any]:
-    command: Callable[[Config], Any] = resolve_name(f"lightning_minillm.cli.{name}:{name}")
-    return command
-
-
-def forget(stage: Stage) -> None:
-    """Make a stage run again even if it is finished."""
-    (stage.folder / STATE_FILE).unlink(missing_ok=True)
-
-
 def digest_data(data: Any) -> str:
     """Return a digest of the contents of all files in a data configuration that does not depend on their folders."""
     return digest([digest_of_files(path, whole=True) for path in data_files(data)])
@@ -140,10 +121,8 @@ def digest_data(data: Any) -> str:
 def data_files(data: Any) -> Iterator[Path]:
     """Yield every path in a data configuration that exists, except caches."""
     if isinstance(data, Mapping):
-        for key, value in data.items():
-            if key not in ("cache_dir", "prepare"):
-                yield from data_files(value)
-    elif isinstance(data, list):
+        data = [value for key, value in data.items() if key not in ("cache_dir", "prepare")]
+    if isinstance(data, list):
         for value in data:
             yield from data_files(value)
     elif isinstance(data, str) and data and len(data) < 1000 and Path(data).exists():

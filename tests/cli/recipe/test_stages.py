@@ -4,7 +4,7 @@ import pytest
 
 from lightning_minillm.cli.recipe import stages as module
 from lightning_minillm.cli.recipe.scheduler import available_cores, choose_workers
-from lightning_minillm.cli.recipe.stages import Fingerprints, Stage, data_files, digest_data, is_finished, run_stage
+from lightning_minillm.cli.recipe.stages import Stage, data_files, digest_data, fingerprints_of, is_finished, run_stage
 
 
 def make_stages(root, **config):
@@ -16,7 +16,7 @@ def make_stages(root, **config):
 
 
 def prints(root, data="d", **config):
-    return Fingerprints(make_stages(root, **config), data, {"output": root})
+    return fingerprints_of(make_stages(root, **config), data, {"output": root})
 
 
 def test_fingerprint_follows_every_input():
@@ -37,7 +37,7 @@ def test_fingerprint_follows_the_stages_it_needs(tmp_path, monkeypatch):
     before = prints(tmp_path)
     stages = make_stages(tmp_path)
     stages["first"].config["seed"] = 1
-    after = Fingerprints(stages, "d", {"output": tmp_path})
+    after = fingerprints_of(stages, "d", {"output": tmp_path})
     assert before["second"] != after["second"]
     monkeypatch.setattr(module.lightning_minillm, "__version__", "9.9.9")
     assert prints(tmp_path)["first"] != before["first"]
@@ -55,7 +55,7 @@ def calls(monkeypatch):
         if config["seed"] == "fail":
             raise ValueError("failed")
 
-    monkeypatch.setattr(module, "_command", lambda name: command)
+    monkeypatch.setattr(module, "resolve_name", lambda name: command)
     return seen
 
 
