@@ -1,10 +1,10 @@
 """Pure functions on tensors: masks, log-probabilities, divergences, returns, policy gradient."""
 
-from lightning_minillm.functional.adaptive_kl import adaptive_kl
-from lightning_minillm.functional.alpha_beta import alpha_beta_divergence
 from lightning_minillm.functional.bootstrap import PairedDifference, paired_bootstrap
 from lightning_minillm.functional.calibration import ReliabilityBins, reliability_bins
 from lightning_minillm.functional.divergences import (
+    adaptive_kl,
+    alpha_beta_divergence,
     cross_entropy,
     entropy,
     forward_kl,

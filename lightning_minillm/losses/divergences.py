@@ -12,8 +12,6 @@ from typing import ClassVar
 from torch import Tensor
 
 from lightning_minillm.functional import divergences
-from lightning_minillm.functional.adaptive_kl import adaptive_kl, check_head_mass
-from lightning_minillm.functional.alpha_beta import alpha_beta_divergence, check_exponents
 from lightning_minillm.losses.base import DEFAULT_CHUNK_SIZE, TokenLoss
 from lightning_minillm.losses.chunking import ChunkSize
 from lightning_minillm.types import TokenSignals, TokenValues
@@ -128,9 +126,9 @@ class AdaptiveKL(_OfBothLogits, TokenLoss):
 
     def __init__(self, head_mass: float = 0.5, chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE) -> None:
         super().__init__(chunk_size)
-        check_head_mass(head_mass)
+        divergences.check_head_mass(head_mass)
         self.head_mass = head_mass
-        self.function = partial(adaptive_kl, head_mass=head_mass)
+        self.function = partial(divergences.adaptive_kl, head_mass=head_mass)
 
 
 class AlphaBetaDivergence(_OfBothLogits, TokenLoss):
@@ -147,9 +145,9 @@ class AlphaBetaDivergence(_OfBothLogits, TokenLoss):
 
     def __init__(self, alpha: float = 0.2, beta: float = 0.7, chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE) -> None:
         super().__init__(chunk_size)
-        check_exponents(alpha, beta)
+        divergences.check_exponents(alpha, beta)
         self.alpha, self.beta = alpha, beta
-        self.function = partial(alpha_beta_divergence, alpha=alpha, beta=beta)
+        self.function = partial(divergences.alpha_beta_divergence, alpha=alpha, beta=beta)
 
 
 class TeacherCrossEntropy(TokenLoss):

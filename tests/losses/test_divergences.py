@@ -1,9 +1,7 @@
 import pytest
 import torch
 
-from lightning_minillm.functional import divergences
-from lightning_minillm.functional.adaptive_kl import adaptive_kl
-from lightning_minillm.functional.alpha_beta import alpha_beta_divergence
+from lightning_minillm.functional import adaptive_kl, alpha_beta_divergence, divergences
 from lightning_minillm.losses import (
     AdaptiveKL,
     AlphaBetaDivergence,
