@@ -92,10 +92,8 @@ class OneCopy(ModelPlacement):
     def __init__(self, trainer: Trainer | None = None) -> None:
         self._trainer = trainer
 
-    @property
-    def device(self) -> torch.device | None:
-        """``None``: a trainer moves whole models, and moves them back to the CPU after a run."""
-        return None
+    device = None  # a trainer moves whole models, and moves them back to the CPU after a run
+    shards_models = False
 
     @property
     def data_rank(self) -> int:
@@ -117,11 +115,6 @@ class OneCopy(ModelPlacement):
     def gather_over_data(self, value: Any) -> list[Any]:
         """Return the objects of all processes."""
         return gather_objects(value, self.data_world_size)
-
-    @property
-    def shards_models(self) -> bool:
-        """``False``."""
-        return False
 
     def shard_model(self, model: PreTrainedModel, *, cpu_offload: bool = False) -> None:
         """Leave the model as it is."""

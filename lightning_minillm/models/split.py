@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_minillm import _reach
@@ -37,6 +38,19 @@ def pass_groups(lengths: Sequence[int], device: torch.device) -> list[slice]:
     """
     fewest = _FEWEST_TOKENS.get(device.type, _FEWEST_TOKENS_ELSEWHERE)
     return length_groups(lengths, fewest, _MOST_TOKENS.get(device.type))
+
+
+@contextmanager
+def eval_mode(*models: nn.Module) -> Iterator[None]:
+    """Switch dropout off, and restore the modes of the models."""
+    modes = [model.training for model in models]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for model, training in zip(models, modes, strict=True):
+            model.train(training)
 
 
 class SplitCausalLM:
@@ -165,13 +179,13 @@ class SplitCausalLM:
         order = left_aligned(counted)
         ids, targets = input_ids.gather(1, order), target_mask.gather(1, order)
         lengths = counted.sum(-1)
-        if ids.device.type != "cpu" or is_sharded(self.model):
-            # ranks that gather shards must make the same number of passes
-            return self.states(self._selected(ids, targets)), ids[targets]
         by_length = lengths.argsort(descending=True, stable=True)
-        descending = lengths[by_length].tolist()
-        groups = pass_groups(descending, ids.device)
-        if len(groups) == 1:
+        groups: list[slice] = []
+        if ids.device.type == "cpu" and not is_sharded(self.model):
+            # ranks that gather shards must make the same number of passes
+            descending = lengths[by_length].tolist()
+            groups = pass_groups(descending, ids.device)
+        if len(groups) < 2:
             return self.states(self._selected(ids, targets)), ids[targets]
         numbers = targets.flatten().cumsum(0).view_as(targets) - 1
         selected, places = [], []
@@ -188,17 +202,11 @@ class SplitCausalLM:
 
     def states(self, hidden: Tensor) -> TokenStates:
         """Return hidden states ``[N, H]`` of N target tokens together with this model's projection."""
-        return TokenStates(hidden, self.project, self._head_parameters(), self._num_logits())
-
-    def _head_parameters(self) -> tuple[Tensor, ...] | None:
-        """Return the weights of :meth:`project`; ``None`` if they are sharded, since only the model may gather them."""
-        if not self.is_split:
-            return ()
-        return None if is_sharded(self._head) else tuple(self._head.parameters())
-
-    def _num_logits(self) -> int:
+        parameters: tuple[Tensor, ...] | None = ()
+        if self.is_split:  # sharded weights are left out, since only the model may gather them
+            parameters = None if is_sharded(self._head) else tuple(self._head.parameters())
         rows: int = self._head.weight.shape[0]
-        return rows if self.vocabulary is None else min(rows, self.vocabulary)
+        return TokenStates(hidden, self.project, parameters, min(rows, self.vocabulary or rows))
 
     @torch.no_grad()
     def _obstacle(self) -> str | None:
@@ -208,20 +216,16 @@ class SplitCausalLM:
         parameter = next(self.model.parameters())
         if parameter.is_meta:
             return None
-        was_training = self.model.training
-        self.model.eval()
         ids = torch.arange(1, 5, device=parameter.device)[None] % self._head.weight.shape[0]
         mask = torch.ones_like(ids, dtype=torch.bool)
         try:
-            expected = self.model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits.float()
-            hidden, _ = self.hidden(ids, mask)
-            given = self.project(hidden).float()
+            with eval_mode(self.model):
+                expected = self.model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits.float()
+                given = self.project(self.hidden(ids, mask)[0]).float()
         except (AttributeError, TypeError, ValueError, RuntimeError) as error:
             if _reach.is_out_of_memory(error):
                 raise
             return f"{type(error).__name__}: {error}"
-        finally:
-            self.model.train(was_training)
         tolerance = 1e-3 if parameter.dtype == torch.float32 else 5e-2
         largest = expected.abs().max().clamp_min(1e-6)
         agree = expected.shape == given.shape and bool((expected - given).abs().max() <= tolerance * largest)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
@@ -72,14 +73,10 @@ class _InPlaceLayer(CacheLayerMixin):
         return self.keys[:count, :, first : self.length], self.values[:count, :, first : self.length]
 
     def reserve(self, length: int) -> None:
-        if length <= self.keys.shape[-2]:
-            return
-        count = self._extent.num_rows
-        for name in ("keys", "values"):
-            old = getattr(self, name)
-            new = old.new_zeros(count, old.shape[1], max(length, old.shape[2] + _BLOCK), old.shape[3])
-            new[:, :, : old.shape[2]] = old[:count]
-            setattr(self, name, new)
+        missing = length - self.keys.shape[-2]
+        if missing > 0:
+            rows, more = slice(self._extent.num_rows), (0, 0, 0, max(missing, _BLOCK))
+            self.keys, self.values = pad(self.keys[rows], more), pad(self.values[rows], more)
 
     def move(self, targets: Tensor, sources: Tensor) -> None:
         for store in (self.keys, self.values):
@@ -113,7 +110,8 @@ class InPlaceCache(Cache):
 
     def __init__(self, layers: list[int | None], num_rows: int, prompt_width: int, new_tokens: int) -> None:
         self._extent = _Extent(num_rows, prompt_width, prompt_width + min(new_tokens, _BLOCK))
-        super().__init__(layers=[_InPlaceLayer(self._extent, window) for window in layers])
+        self._own_layers = [_InPlaceLayer(self._extent, window) for window in layers]
+        super().__init__(layers=list(self._own_layers))
 
     def start_prefill(self, rows: slice) -> None:
         """Read the prompts of ``rows`` next; they attend to nothing but themselves."""
@@ -141,22 +139,14 @@ class InPlaceCache(Cache):
         """Whether any layer sees a window of the last tokens only."""
         return any(layer.is_sliding for layer in self._own_layers)
 
-    @property
-    def _own_layers(self) -> list[_InPlaceLayer]:
-        return [layer for layer in self.layers if isinstance(layer, _InPlaceLayer)]
-
     @contextmanager
     def static(self, slot: Tensor) -> Iterator[None]:
-        """Write the next token to ``slot`` ``[1]`` and return all slots; :meth:`count_token` counts it."""
+        """Write the next token to ``slot`` ``[1]`` and return all slots; :meth:`rewind` counts it."""
         self._extent.slot = slot
         try:
             yield
         finally:
             self._extent.slot = None
-
-    def count_token(self) -> None:
-        """Count a token of each row that was written in :meth:`static`."""
-        self.rewind(self.length + 1)
 
     def rewind(self, length: int) -> None:
         """Set the number of slots in use."""

@@ -8,9 +8,7 @@ Legend: B rows, A rows still running, P prompt tokens, T response tokens, H hidd
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -23,7 +21,7 @@ from lightning_minillm.functional.sampling import (
     repeated_ngram_mask,
     sample_with_noise,
 )
-from lightning_minillm.models.split import SplitCausalLM
+from lightning_minillm.models.split import SplitCausalLM, eval_mode
 from lightning_minillm.rollout.batching import select_prompts
 from lightning_minillm.rollout.cache import rows_to_keep
 from lightning_minillm.rollout.decoder import Decoder
@@ -51,19 +49,6 @@ def token_noise(seed: int, phase: int, indices: Tensor, width: int) -> Tensor:
         for index in indices.tolist()
     ]
     return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, width, dtype=torch.float64)
-
-
-@dataclass
-class _Record:
-    """Output columns, filled as tokens are drawn; rows keep their place in the batch."""
-
-    ids: Tensor
-    student: Tensor
-    mixture: Tensor
-    teacher: Tensor | None
-    reward: Tensor | None
-    hidden: Tensor | None
-    lengths: Tensor
 
 
 class MixtureSampler:
@@ -138,21 +123,19 @@ class MixtureSampler:
         if not bool(prompts.attention_mask.any(-1).all()):
             raise ValueError("a prompt is empty: there is nothing to condition the response on")
         self._check_positions(int(prompts.attention_mask.sum(-1).max()))
-        with _eval_mode(self.student, self.teacher):
+        with eval_mode(*(split.model for split in (self.student, self.teacher) if split is not None)):
             record = self._decode(prompts, token_noise(seed, phase, prompts.indices, self.config.max_new_tokens))
         _check_numbers(record, prompts.indices)
-        width = int(record.lengths.max())
-        return RolloutBatch(
-            prompt_ids=prompts.input_ids,
-            prompt_mask=prompts.attention_mask.bool(),
-            response_ids=record.ids[:, :width],
-            response_mask=lengths_to_mask(record.lengths, width),
-            indices=prompts.indices,
-            student_logprobs=record.student[:, :width],
-            teacher_logprobs=None if record.teacher is None else record.teacher[:, :width],
-            mixture_logprobs=record.mixture[:, :width],
-            reward_logprobs=None if record.reward is None else record.reward[:, :width],
-            teacher_hidden=None if record.hidden is None else record.hidden[:, :width],
+        lengths = record.pop("lengths")
+        width = int(lengths.max())
+        return RolloutBatch.from_columns(
+            {
+                "prompt_ids": prompts.input_ids,
+                "prompt_mask": prompts.attention_mask.bool(),
+                "response_mask": lengths_to_mask(lengths, width),
+                "indices": prompts.indices,
+                **{name: column[:, :width] for name, column in record.items()},
+            }
         )
 
     def _check_positions(self, prompt_length: int) -> None:
@@ -169,7 +152,8 @@ class MixtureSampler:
                     " max_prompt_length"
                 )
 
-    def _decode(self, prompts: PromptBatch, noise: Tensor) -> _Record:
+    def _decode(self, prompts: PromptBatch, noise: Tensor) -> dict[str, Tensor]:
+        """Return the columns of the responses, filled as tokens are drawn; rows keep their place in the batch."""
         device = prompts.input_ids.device
         rows = prompts.attention_mask.sum(-1).argsort(stable=True, descending=True)  # like lengths are read together
         ordered = select_prompts(prompts, rows)
@@ -184,9 +168,9 @@ class MixtureSampler:
         eos = torch.tensor(self.eos_token_ids, device=device)
         running = torch.ones(len(noise), dtype=torch.bool, device=device)
         for t in range(self.config.max_new_tokens):
-            banned = self._banned(prompts, record, rows, t)
+            banned = self._banned(prompts, record["response_ids"], rows, t)
             tokens = self._draw(student, teacher, noise[rows, t], t, record, rows, running, banned)
-            record.lengths[rows[running]] = t + 1
+            record["lengths"][rows[running]] = t + 1
             running = running & ~torch.isin(tokens, eos)
             count = int(running.sum())
             if t + 1 == self.config.max_new_tokens or self.finish_together(count == 0):
@@ -209,7 +193,7 @@ class MixtureSampler:
         teacher: Decoder | None,
         noise: Tensor,
         t: int,
-        record: _Record,
+        record: dict[str, Tensor],
         rows: Tensor,
         running: Tensor,
         banned: Tensor | None,
@@ -217,42 +201,36 @@ class MixtureSampler:
         """Draw token t of every row and record it; finished rows record nothing."""
         config = self.config
         temperature = config.temperature or 1.0
-        student_logits = student.logits(self.vocabulary)
-        log_q = (student_logits if temperature == 1 else student_logits / temperature).log_softmax(-1)
-        log_p = teacher_logits = None
+        log_q = _log_softmax(student.logits(self.vocabulary), temperature)
+        log_p = None
+        values = {"student_logprobs": log_q}
         if teacher is not None:
-            teacher_logits = teacher.logits(self.vocabulary)
-            log_p = (teacher_logits if temperature == 1 else teacher_logits / temperature).log_softmax(-1)
+            logits = teacher.logits(self.vocabulary)
+            log_p = _log_softmax(logits, temperature)
+            reward_temperature = config.teacher_reward_temperature or temperature
+            same = reward_temperature == temperature
+            values |= {
+                "teacher_logprobs": log_p,
+                "reward_logprobs": log_p if same else _log_softmax(logits, reward_temperature),
+            }
         log_mu = self._mixture(log_q, log_p, banned)
+        values["mixture_logprobs"] = log_mu
         tokens = log_mu.argmax(-1) if config.temperature == 0 else sample_with_noise(log_mu, noise)
 
         written, drawn = rows[running], tokens[running]
-
-        def at(logprobs: Tensor) -> Tensor:
-            return logprobs[running].gather(-1, drawn[:, None]).squeeze(-1)
-
-        record.ids[written, t] = drawn
-        record.student[written, t] = at(log_q)
-        record.mixture[written, t] = at(log_mu)
-        if teacher is not None and log_p is not None and teacher_logits is not None:
-            assert record.teacher is not None
-            assert record.reward is not None
-            record.teacher[written, t] = at(log_p)
-            reward_temperature = config.teacher_reward_temperature
-            if reward_temperature is None or reward_temperature == temperature:
-                record.reward[written, t] = record.teacher[written, t]
-            else:
-                record.reward[written, t] = at((teacher_logits / reward_temperature).log_softmax(-1))
-            if record.hidden is not None:
-                record.hidden[written, t] = teacher.state[running]
+        record["response_ids"][written, t] = drawn
+        for name, logprobs in values.items():
+            record[name][written, t] = logprobs[running].gather(-1, drawn[:, None]).squeeze(-1)
+        if teacher is not None and self.keep_teacher_hidden:
+            record["teacher_hidden"][written, t] = teacher.state[running]
         return tokens
 
-    def _banned(self, prompts: PromptBatch, record: _Record, rows: Tensor, t: int) -> Tensor | None:
+    def _banned(self, prompts: PromptBatch, response_ids: Tensor, rows: Tensor, t: int) -> Tensor | None:
         """Return which tokens must not be drawn at place t: ``[A, V]`` bool; ``None`` if all may be."""
         config, banned = self.config, None
         if config.no_repeat_ngram_size > 0:
             prompt_mask = prompts.attention_mask[rows].bool()
-            ids = torch.cat([prompts.input_ids[rows], record.ids[rows, :t]], dim=1)
+            ids = torch.cat([prompts.input_ids[rows], response_ids[rows, :t]], dim=1)
             mask = torch.cat([prompt_mask, prompt_mask.new_ones(len(rows), t)], dim=1)
             banned = repeated_ngram_mask(ids, mask, config.no_repeat_ngram_size, self.vocabulary)
         if t < config.min_new_tokens:
@@ -273,45 +251,31 @@ class MixtureSampler:
         log_p = filter_logprobs(log_p, self.config.top_k, self.config.top_p)
         return mixture_logprobs(log_q, log_p, self.config.teacher_mix_alpha)
 
-    def _empty_record(self, prompts: PromptBatch, teacher: Decoder | None) -> _Record:
+    def _empty_record(self, prompts: PromptBatch, teacher: Decoder | None) -> dict[str, Tensor]:
         shape = (len(prompts.indices), self.config.max_new_tokens)
-        device = prompts.input_ids.device
-
-        def zeros() -> Tensor:
-            return torch.zeros(shape, dtype=torch.float32, device=device)
-
-        return _Record(
-            ids=torch.full(shape, self.pad_token_id, dtype=torch.int64, device=device),
-            student=zeros(),
-            mixture=zeros(),
-            teacher=None if teacher is None else zeros(),
-            reward=None if teacher is None else zeros(),
-            hidden=teacher.state.new_zeros(*shape, teacher.state.shape[-1])
-            if teacher is not None and self.keep_teacher_hidden
-            else None,
-            lengths=torch.zeros(shape[0], dtype=torch.int64, device=device),
-        )
+        ids = torch.full(shape, self.pad_token_id, dtype=torch.int64, device=prompts.input_ids.device)
+        names = ["student_logprobs", "mixture_logprobs"]
+        if teacher is not None:
+            names += ["teacher_logprobs", "reward_logprobs"]
+        record = {name: torch.zeros_like(ids, dtype=torch.float32) for name in names}
+        if teacher is not None and self.keep_teacher_hidden:
+            record["teacher_hidden"] = teacher.state.new_zeros(*shape, teacher.state.shape[-1])
+        return {"response_ids": ids, "lengths": torch.zeros_like(ids[:, 0]), **record}
 
 
-def _check_numbers(record: _Record, indices: Tensor) -> None:
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    return (logits if temperature == 1 else logits / temperature).log_softmax(-1)
+
+
+def _check_numbers(record: dict[str, Tensor], indices: Tensor) -> None:
     """Stop if a model's log-probabilities are NaN: tokens drawn from them mean nothing."""
-    for name, logprobs in (("student", record.student), ("teacher", record.teacher)):
-        if logprobs is not None and bool(logprobs.isnan().any()):
-            rows = indices[logprobs.isnan().any(-1)].tolist()
+    for name in ("student", "teacher"):
+        if f"{name}_logprobs" not in record:
+            continue
+        invalid = record[f"{name}_logprobs"].isnan().any(-1)
+        if bool(invalid.any()):
             raise FloatingPointError(
-                f"the {name}'s log-probabilities are not a number on the rows {rows} of the data: its weights have"
-                " diverged or overflow. Go back to an earlier checkpoint; try a smaller learning rate or float32"
+                f"the {name}'s log-probabilities are not a number on the rows {indices[invalid].tolist()} of the data:"
+                " its weights have diverged or overflow. Go back to an earlier checkpoint; try a smaller learning rate"
+                " or float32"
             )
-
-
-@contextmanager
-def _eval_mode(*models: SplitCausalLM | None) -> Iterator[None]:
-    """Sample without dropout, and restore the modes of the models."""
-    modes = [(m.model, m.model.training) for m in models if m is not None]
-    for model, _ in modes:
-        model.eval()
-    try:
-        yield
-    finally:
-        for model, training in modes:
-            model.train(training)

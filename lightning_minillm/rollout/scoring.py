@@ -64,39 +64,21 @@ def response_states(model: SplitCausalLM, rollouts: RolloutBatch) -> TokenStates
     return states
 
 
-def response_tokens(rollouts: RolloutBatch, values: Tensor) -> Tensor:
-    """Return the values of the N response tokens, in the order of :func:`response_states`.
-
-    Args:
-        rollouts: B rows.
-        values: ``[B, T, ...]``, of which masked places are dropped.
-
-    Returns:
-        ``[N, ...]``.
-    """
-    return values[rollouts.response_mask]
-
-
 def teacher_states(teacher: SplitCausalLM, rollouts: RolloutBatch) -> TokenStates:
     """Return the teacher's states of the N response tokens: those kept with the rollouts, or computed again."""
     if rollouts.teacher_hidden is None:
         return response_states(teacher, rollouts)
-    return teacher.states(response_tokens(rollouts, rollouts.teacher_hidden))
+    return teacher.states(rollouts.teacher_hidden[rollouts.response_mask])
 
 
 def policy_inputs(batch: PolicyBatch, names: Iterable[str]) -> dict[str, Tensor]:
-    """Return the per-token inputs of a loss on a micro-batch of rollouts, ``[N]`` each.
-
-    Args:
-        batch: B rows.
-        names: of :data:`POLICY_INPUTS`.
-    """
+    """Return the inputs ``[N]`` of a loss on a micro-batch of rollouts that :data:`POLICY_INPUTS` names."""
     columns = {
         "old_logprobs": batch.rollouts.student_logprobs,
         "advantages": batch.advantages,
         "importance_weights": batch.importance_weights,
     }
-    return {name: response_tokens(batch.rollouts, columns[name]) for name in names}
+    return {name: columns[name][batch.rollouts.response_mask] for name in names}
 
 
 @torch.no_grad()

@@ -80,7 +80,7 @@ class StaticStep:
             self._state = self._run()
         else:
             self._graph.replay()
-        self._cache.count_token()
+        self._cache.rewind(slot + 1)
         return self._state.clone()
 
     def _run(self) -> Tensor:
