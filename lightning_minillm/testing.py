@@ -6,7 +6,7 @@ Legend: N target tokens, V vocabulary, H hidden size.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -119,15 +119,15 @@ def _check_values(loss: TokenLoss, problem: _Problem) -> None:
 
 def _check_chunks(loss: TokenLoss, problem: _Problem) -> None:
     plain = problem.apply(loss)
-    expected = problem.gradients(plain)
+    expected = (plain.loss, *problem.gradients(plain))
     for size in (1, 4, _COUNT):
         loss.chunk_size = size
         chunked = problem.apply(loss)
-        gradients = problem.gradients(chunked)
+        given = (chunked.loss, *problem.gradients(chunked))
         loss.chunk_size = None
-        _close(chunked.loss, plain.loss, f"chunks of {size} tokens change the value: a token must not see others")
-        for given, wanted in zip(gradients, expected, strict=True):
-            _close(given, wanted, f"chunks of {size} tokens change the gradient")
+        _close(
+            given, expected, f"chunks of {size} tokens change the value or its gradient: a token must not see others"
+        )
     order = torch.randperm(_COUNT, generator=torch.Generator().manual_seed(1))
     _close(problem.apply(loss, order).loss, plain.loss, "the order of the tokens changes the value")
     pieces = [problem.apply(loss, rows, normalizer=_COUNT).loss for rows in (slice(0, 3), slice(3, _COUNT))]
@@ -184,9 +184,8 @@ def _check_gaps(loss: TokenLoss, problem: _Problem, dtype: torch.dtype) -> None:
         teacher_hidden=teacher, teacher_head=head.detach(), target_ids=places % _VOCABULARY,
     )  # fmt: skip
     output = wide.apply(loss)
-    assert bool(output.loss.isfinite()), f"logits {_GAP:.0f} apart in {dtype} give {output.loss.item()}"
-    finite = all(bool(gradient.isfinite().all()) for gradient in wide.gradients(output))
-    assert finite, f"logits {_GAP:.0f} apart in {dtype} give a gradient that is not finite"
+    for name, value in zip(("loss", "gradient", "gradient"), (output.loss, *wide.gradients(output)), strict=True):
+        assert bool(value.isfinite().all()), f"logits {_GAP:.0f} apart in {dtype} give a {name} that is not finite"
 
 
 def _check_pickle(loss: TokenLoss, problem: _Problem) -> None:
@@ -194,5 +193,5 @@ def _check_pickle(loss: TokenLoss, problem: _Problem) -> None:
     _close(problem.apply(again).loss, problem.apply(loss).loss, "a pickled loss gives a different value")
 
 
-def _close(given: Tensor, expected: Tensor, message: str) -> None:
+def _close(given: Tensor | Sequence[Tensor], expected: Tensor | Sequence[Tensor], message: str) -> None:
     torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-5, msg=lambda detail: f"{message}\n{detail}")

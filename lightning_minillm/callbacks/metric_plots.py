@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,8 @@ class MetricPlots(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the curves."""
-        return {"curves": {metric: dict(values) for metric, values in self.curves.items()}}
+        return {"curves": deepcopy(self.curves)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the curves."""
-        self.curves = {metric: dict(values) for metric, values in state_dict["curves"].items()}
+        self.curves = deepcopy(state_dict["curves"])

@@ -20,14 +20,11 @@ class CollectsRollouts(Protocol):
     rollout_listeners: list[ProgressListener]
 
 
-def _listen(module: LightningModule, listener: ProgressListener) -> None:
-    if isinstance(module, CollectsRollouts) and listener not in module.rollout_listeners:
-        module.rollout_listeners.append(listener)
-
-
-def _stop_listening(module: LightningModule, listener: ProgressListener) -> None:
-    if isinstance(module, CollectsRollouts) and listener in module.rollout_listeners:
-        module.rollout_listeners.remove(listener)
+def _listen(module: LightningModule, listener: ProgressListener, *, stop: bool = False) -> None:
+    """Add a listener to the module's, at most once, or remove it."""
+    if isinstance(module, CollectsRollouts):
+        others = [other for other in module.rollout_listeners if other != listener]
+        module.rollout_listeners = others if stop else [*others, listener]
 
 
 class RolloutProgressBar(RichProgressBar):
@@ -36,9 +33,7 @@ class RolloutProgressBar(RichProgressBar):
     It takes the arguments of :class:`lightning.pytorch.callbacks.RichProgressBar`.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._rollout_bar_id: Any = None
+    _rollout_bar_id: Any = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start to listen to the module's rollouts."""
@@ -47,7 +42,7 @@ class RolloutProgressBar(RichProgressBar):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stop listening."""
-        _stop_listening(pl_module, self._on_rollout)
+        _listen(pl_module, self._on_rollout, stop=True)
         super().teardown(trainer, pl_module, stage)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -83,9 +78,7 @@ class RolloutProgressBar(RichProgressBar):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the live display out of copies, as the base class does."""
-        state: dict[str, Any] = super().__getstate__()
-        state["_rollout_bar_id"] = None
-        return state
+        return {**super().__getstate__(), "_rollout_bar_id": None}
 
 
 class ProgressFile(Callback):
@@ -118,7 +111,7 @@ class ProgressFile(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the last state."""
-        _stop_listening(pl_module, self._on_rollout)
+        _listen(pl_module, self._on_rollout, stop=True)
         self._write(trainer, force=True)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:

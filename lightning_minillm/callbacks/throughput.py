@@ -21,13 +21,11 @@ def count_tokens(batch: Any) -> int:
     if isinstance(batch, TokenBatch):
         return int(batch.attention_mask.sum())
     if isinstance(batch, PolicyBatch):
-        rollouts = int(batch.rollouts.prompt_mask.sum()) + int(batch.rollouts.response_mask.sum())
-        return rollouts + (count_tokens(batch.lm) if batch.lm is not None else 0)
+        rollouts = batch.rollouts
+        return int(rollouts.prompt_mask.sum()) + int(rollouts.response_mask.sum()) + count_tokens(batch.lm)
     if isinstance(batch, dict):
-        return sum(count_tokens(value) for value in batch.values())
-    if isinstance(batch, (list, tuple)):
-        return sum(count_tokens(value) for value in batch)
-    return 0
+        batch = [*batch.values()]
+    return sum(map(count_tokens, batch)) if isinstance(batch, (list, tuple)) else 0
 
 
 def peak_memory_gib(device: torch.device) -> float:
@@ -48,10 +46,7 @@ class ThroughputMonitor(Callback):
     ======================  ==============================================================================
     """
 
-    def __init__(self) -> None:
-        self._tokens = 0
-        self._seconds = 0.0
-        self._started = 0.0
+    _tokens, _seconds, _started = 0, 0.0, 0.0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start the clock; time between batches (rollouts, validation) does not count."""

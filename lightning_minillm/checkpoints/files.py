@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"{str(path)!r} is a folder written by several ranks: resume with strategy=fsdp on any number of"
                 " devices, or convert it to a Hugging Face folder with minillm-export"
             )
-        load = super().load_checkpoint
-        return read_checkpoint(path, lambda: load(path, *args, **kwargs))
+        return read_checkpoint(path, partial(super().load_checkpoint, path, *args, **kwargs))
 
 
 def read_checkpoint(path: str | Path, load: Callable[[], Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from lightning_minillm.models.loading import (
     shared_vocabulary,
 )
 from lightning_minillm.models.lora import add_lora, load_lora_causal_lm
-from lightning_minillm.models.pair import ModelFactory, ModelPair, freeze
+from lightning_minillm.models.pair import ModelFactory, ModelPair
 from lightning_minillm.models.split import SplitCausalLM
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "add_lora",
     "check_tokenizers",
     "disable_dropout",
-    "freeze",
     "fuse_activations",
     "init_causal_lm",
     "is_quantized",

@@ -61,7 +61,9 @@ def load_causal_lm(
                 " model, or set quantization=null"
             )
         return _load_merged(Path(path).expanduser(), {**options, "dropout": dropout, "revision": revision})
-    name = _checked_name(path)
+    name = _local_or_hub(path, "model")
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise ValueError(f"{str(path)!r} contains no config.json: pass a Hugging Face model folder or a hub name")
     overrides = _dropout_overrides(name, dropout, trust_remote_code, revision)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         name, **{**options, "dtype": _DTYPES[dtype], "revision": revision}, **quantized, **overrides
@@ -98,8 +100,7 @@ def _load_merged(folder: Path, options: dict[str, Any]) -> PreTrainedModel:
     except ImportError as error:
         raise ImportError("loading adapters needs peft: pip install 'lightning-minillm[peft]'") from error
     model = load_causal_lm(_adapted_model(folder), **options)
-    merged: PreTrainedModel = PeftModel.from_pretrained(model, folder).merge_and_unload()
-    merged.eval()
+    merged: PreTrainedModel = PeftModel.from_pretrained(model, folder).merge_and_unload().eval()
     return merged
 
 
@@ -141,15 +142,15 @@ def init_causal_lm(
     if isinstance(tokenizer, (str, Path)):
         tokenizer = load_tokenizer(tokenizer)
     config.setdefault("vocab_size", len(tokenizer))
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    model_config = AutoConfig.for_model(architecture, **ids, pad_token_id=tokenizer.pad_token_id)
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    model_config = AutoConfig.for_model(architecture, **ids)
     unknown = [key for key in config if not hasattr(model_config, key)]
     if unknown:
         raise ValueError(
             f"{architecture} has no config fields {', '.join(unknown)}: use those of transformers'"
             f" {type(model_config).__name__}"
         )
-    model_config = AutoConfig.for_model(architecture, **ids, pad_token_id=tokenizer.pad_token_id, **config)
+    model_config = AutoConfig.for_model(architecture, **ids, **config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(model_config, attn_implementation=attn_implementation)
@@ -172,15 +173,9 @@ def load_tokenizer(path: str | Path | None, *, trust_remote_code: bool = False) 
     """
     if path is None:
         raise ValueError("no tokenizer given: pass a folder or a hub name (data.tokenizer=... in commands)")
-    name, folder = str(path), Path(path).expanduser()
-    if _looks_local(name):
-        if not folder.is_dir():
-            raise ValueError(
-                f"there is no folder {name!r} to load a tokenizer from: pass an existing folder or a hub name"
-            )
-        name = str(folder)
-    if (folder / _ADAPTER_FILE).is_file() and not (folder / "tokenizer_config.json").is_file():
-        name = _adapted_model(folder)
+    name = _local_or_hub(path, "tokenizer")
+    if (Path(name) / _ADAPTER_FILE).is_file() and not (Path(name) / "tokenizer_config.json").is_file():
+        name = _adapted_model(Path(name))
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of {name!r} has no eos token to end responses with: set one and save it")
@@ -218,20 +213,13 @@ def shared_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel) -> int
     return min(sizes)
 
 
-def _looks_local(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
-
-
-def _checked_name(path: str | Path) -> str:
-    """Return a hub name, or a folder that contains a model."""
-    name = str(path)
-    if not _looks_local(name):
+def _local_or_hub(path: str | Path, what: str) -> str:
+    """Return a hub name, or a folder that exists."""
+    name, folder = str(path), Path(path).expanduser()
+    if not (name.startswith((".", "/", "~")) or name.count("/") > 1 or folder.exists()):
         return name
-    folder = Path(name).expanduser()
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {name!r} to load a model from: pass an existing folder or a hub name")
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{name!r} contains no config.json: pass a Hugging Face model folder or a hub name")
+        raise ValueError(f"there is no folder {name!r} to load a {what} from: pass an existing folder or a hub name")
     return str(folder)
 
 

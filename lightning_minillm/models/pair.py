@@ -50,6 +50,7 @@ class ModelPair:
         tokenizer: of both.
         student_split: the student as body and head.
         teacher_split: the teacher as body and head, or ``None``.
+        vocabulary: number of leading ids that both models have logits for; ``None`` without a teacher.
 
     Raises:
         ValueError: a tokenizer without eos or pad token, or an unknown compile backend.
@@ -77,9 +78,10 @@ class ModelPair:
         self.student = _load(student)
         if gradient_checkpointing:
             _checkpoint_layers(self.student)
-        self.teacher = None if teacher is None else freeze(_load(teacher))
+        self.teacher: PreTrainedModel | None = None if teacher is None else _load(teacher).requires_grad_(False).eval()
         # Head and body are told apart before anything is sharded. Both models are cut to the leading ids that they
         # share, everywhere: in sampling, losses and measurements, so that the numbers fit together.
+        self.vocabulary = None if self.teacher is None else shared_vocabulary(self.student, self.teacher)
         self.student_split = SplitCausalLM(self.student, vocabulary=self.vocabulary)
         self.teacher_split = None if self.teacher is None else SplitCausalLM(self.teacher, vocabulary=self.vocabulary)
         if placement is None or placement.data_rank == 0:
@@ -87,11 +89,6 @@ class ModelPair:
         if compile_backend is not None:
             self.student_split.compile(compile_backend)
         self.place(placement or OneCopy())
-
-    @property
-    def vocabulary(self) -> int | None:
-        """Number of leading ids that both models have logits for; ``None`` without a teacher."""
-        return None if self.teacher is None else shared_vocabulary(self.student, self.teacher)
 
     @property
     def models(self) -> list[nn.Module]:
@@ -153,11 +150,7 @@ class ModelPair:
 
     @torch.no_grad()
     def teacher_token_states(self, batch: TokenBatch) -> TokenStates:
-        """Return the teacher's states of the target tokens, without graph.
-
-        Raises:
-            ValueError: there is no teacher.
-        """
+        """Return the teacher's states of the target tokens, without graph; a pair without a teacher raises."""
         split = self.require_teacher()
         return split.token_states(batch.input_ids, batch.attention_mask, batch.target_mask)[0]
 
@@ -170,13 +163,6 @@ class ModelPair:
         if self.teacher_split is None:
             raise ValueError("there is no teacher to compare with: pass teacher=...")
         return self.teacher_split
-
-
-def freeze(model: PreTrainedModel) -> PreTrainedModel:
-    """Switch off the gradients and the dropout of a model, in place, and return it."""
-    model.requires_grad_(False)
-    model.eval()
-    return model
 
 
 def _load(source: ModelFactory) -> PreTrainedModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -112,8 +113,7 @@ class ShardedStrategy(ModelPlacement, ModelParallelStrategy):
     @property
     def device(self) -> torch.device:
         """This rank's device."""
-        device: torch.device = self.root_device
-        return device
+        return torch.device(self.root_device)
 
     @property
     def data_world_size(self) -> int:
@@ -205,18 +205,15 @@ class ShardedStrategy(ModelPlacement, ModelParallelStrategy):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's step as the forward pass of its models."""
-        step = super().training_step
-        return run_sharded(self._models, lambda: step(*args, **kwargs))
+        return run_sharded(self._models, partial(super().training_step, *args, **kwargs))
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's step where models may be sampled from."""
-        step = super().validation_step
-        return self.run_sampling(lambda: step(*args, **kwargs))
+        return self.run_sampling(partial(super().validation_step, *args, **kwargs))
 
     def test_step(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's step where models may be sampled from."""
-        step = super().test_step
-        return self.run_sampling(lambda: step(*args, **kwargs))
+        return self.run_sampling(partial(super().test_step, *args, **kwargs))
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -249,5 +246,4 @@ class ShardedStrategy(ModelPlacement, ModelParallelStrategy):
         assert self.lightning_module is not None
         theirs = read_checkpoint(path, lambda: {"pytorch-lightning_version": "", "shapes": weight_shapes(path)})
         check_architecture(shapes_of(self.lightning_module.state_dict()), theirs["shapes"])
-        load = super().load_checkpoint
-        return read_checkpoint(path, lambda: load(path, weights_only))
+        return read_checkpoint(path, partial(super().load_checkpoint, path, weights_only))

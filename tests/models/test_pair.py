@@ -1,11 +1,12 @@
 import torch
 
-from lightning_minillm.models import freeze
+from lightning_minillm.models import ModelPair
 
 
-def test_a_frozen_teacher_is_in_eval_mode_and_takes_no_gradient(make_model, make_prompts):
+def test_a_teacher_is_in_eval_mode_and_takes_no_gradient(make_model, make_prompts, tokenizer):
     model = make_model("gpt2").train()
-    assert freeze(model) is model
+    pair = ModelPair(make_model("gpt2"), tokenizer, lambda: model)
+    assert pair.teacher is model
     assert not any(module.training for module in model.modules())
     assert not any(p.requires_grad for p in model.parameters())
     assert not model(input_ids=make_prompts((4,)).input_ids).logits.requires_grad
