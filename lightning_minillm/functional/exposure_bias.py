@@ -68,7 +68,7 @@ def excess_accumulated_error(regret: Tensor, oracle_error: Tensor) -> Tensor:
 def exposure_bias_curves(regret: Tensor, oracle_error: Tensor) -> dict[str, Tensor]:
     """Return all curves of exposure bias, from the same input as :func:`excess_accumulated_error`.
 
-    These are ``regret`` R(l) in nats, ``epsilon`` eps(l) in nats per step and ``excess_error`` in percent: ``[L]`` each.
+    ``regret`` R(l) in nats, ``epsilon`` eps(l) in nats per step and ``excess_error`` in percent, each ``[L]``.
 
     Example:
         >>> curves = exposure_bias_curves(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 2.0]))
