@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -30,16 +30,7 @@ def shuffle_seed(seed: int, number: int) -> int:
 
 @lru_cache(maxsize=4)  # two streams, each of which may cross from one epoch to the next
 def epoch_permutation(num_rows: int, seed: int, epoch: int) -> Tensor:
-    """Return the order of the rows in one epoch.
-
-    Args:
-        num_rows: rows of the data set, at least 1.
-        seed: any integer of at least 0.
-        epoch: number of the pass over the data, from 0.
-
-    Returns:
-        ``[num_rows]`` int64, each row once; a function of the arguments alone. Do not write to it: it is shared.
-    """
+    """Return the order ``[num_rows]`` int64 of the rows in one epoch. Do not write to it: it is shared."""
     generator = torch.Generator().manual_seed(shuffle_seed(seed, epoch))
     return torch.randperm(num_rows, generator=generator)
 
@@ -72,14 +63,7 @@ class ShuffledStream:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
 
     def indices(self, start: int, count: int) -> Tensor:
-        """Return the rows at positions ``start`` to ``start + count - 1`` of the stream.
-
-        Args:
-            start: first position, at least 0, without an upper bound.
-            count: number of rows, at least 0.
-
-        Returns:
-            ``[count]`` int64 row numbers in ``[0, num_rows)``.
+        """Return the rows ``[count]`` int64 at positions ``start`` to ``start + count - 1``, which have no upper bound.
 
         Raises:
             ValueError: an argument is negative.
@@ -114,64 +98,23 @@ class TokenDataset(Protocol):
         """Return rows as one padded batch."""
 
 
-class _Dealer:
-    """Deals the rows of a global batch over ranks and micro-batches."""
-
-    def __init__(
-        self, dataset: TokenDataset, batch_size: int, micro_batch_size: int | None, rank: int, world_size: int
-    ) -> None:
-        sizes = BatchSizes.of(batch_size, micro_batch_size, world_size)
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be in [0, {world_size}), got {rank}")
-        self.dataset = dataset
-        self.micro_batch_size = sizes.micro_batch_size
-        self.accumulation = sizes.accumulation
-        self.rank = rank
-        self.world_size = world_size
-
-    def micro_batch(self, rows: Tensor, number: int) -> TokenBatch:
-        """Return this rank's ``number``-th micro-batch of the global batch ``rows`` (``[batch_size]`` int64)."""
-        # Sorted by length: a micro-batch needs little padding, and the ranks get similar numbers of tokens.
-        ordered = rows[torch.argsort(self.dataset.lengths[rows], stable=True)]
-        mine = ordered[self.rank :: self.world_size]
-        share = mine[number * self.micro_batch_size : (number + 1) * self.micro_batch_size]
-        normalizer = self.dataset.target_counts[rows].sum().item() / (self.world_size * self.accumulation)
-        return self.dataset.token_batch(share, normalizer)
-
-
-class EpochSampler:
-    """Stores the number of the epoch, which Lightning sets with :meth:`set_epoch`."""
-
-    def __init__(self) -> None:
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, and with it the order, of the next pass."""
-        self.epoch = epoch
-
-
-class TokenLoader:
-    """Sized iterable over the micro-batches of one rank, shuffled again in every epoch.
-
-    The order is a function of (seed, epoch): a run that is stopped in the middle of an epoch and resumed from the state
-    sees the same batches as one that is not stopped. The rows after the last full batch of an epoch are left out.
+class Dealer:
+    """Deals the rows of global batches over ranks and micro-batches.
 
     Args:
-        dataset: rows of tokens, at least ``batch_size``.
+        dataset: rows of tokens, at least one.
         batch_size: rows of an optimiser step over all ranks.
         micro_batch_size: rows of a micro-batch on one rank; ``None`` for ``batch_size / world_size``.
         rank: this process, in ``[0, world_size)``.
         world_size: number of processes.
         seed: of the order.
 
-    Attributes:
-        accumulation: micro-batches of an optimiser step on this rank, for ``accumulate_grad_batches``.
-        steps_per_epoch: optimiser steps of an epoch.
-        sampler: receives the number of the epoch from Lightning.
-
     Raises:
-        ValueError: the sizes do not divide, or the data set has fewer than ``batch_size`` rows.
+        ValueError: the sizes do not divide, or rows of two epochs would have to share a batch and must not.
     """
+
+    crosses_epochs: ClassVar[bool]
+    """Whether a global batch may take rows of two epochs."""
 
     def __init__(
         self,
@@ -183,41 +126,78 @@ class TokenLoader:
         world_size: int = 1,
         seed: int = 0,
     ) -> None:
-        self._dealer = _Dealer(dataset, batch_size, micro_batch_size, rank, world_size)
-        if len(dataset) < batch_size:
+        self.sizes = BatchSizes.of(batch_size, micro_batch_size, world_size)
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in [0, {world_size}), got {rank}")
+        if len(dataset) < batch_size and not self.crosses_epochs:
             raise ValueError(
                 f"batch_size={batch_size} is greater than the {len(dataset)} rows of the data set: use a batch_size of "
                 f"{len(dataset)} or less"
             )
         self.dataset = dataset
         self.batch_size = batch_size
-        self.seed = seed
-        self.accumulation = self._dealer.accumulation
-        self.steps_per_epoch = len(dataset) // batch_size
-        self.sampler = EpochSampler()
-        self._epoch = 0
-        self._position = 0
-        self._resume: tuple[int, int] | None = None
+        self.rank = rank
+        self.world_size = world_size
+        self.order = ShuffledStream(len(dataset), seed)
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of an optimiser step on this rank, for ``accumulate_grad_batches``."""
+        return self.sizes.accumulation
+
+    def micro_batch(self, rows: Tensor, number: int) -> TokenBatch:
+        """Return this rank's ``number``-th micro-batch of the global batch ``rows`` (``[batch_size]`` int64)."""
+        # Sorted by length: a micro-batch needs little padding, and the ranks get similar numbers of tokens.
+        ordered = rows[torch.argsort(self.dataset.lengths[rows], stable=True)]
+        share = ordered[self.rank :: self.world_size].split(self.sizes.micro_batch_size)[number]
+        normalizer = self.dataset.target_counts[rows].sum().item() / (self.world_size * self.accumulation)
+        return self.dataset.token_batch(share, normalizer)
+
+
+class TokenLoader(Dealer):
+    """Sized iterable over the micro-batches of one rank, shuffled again in every epoch.
+
+    The order is a function of (seed, epoch): a run that is stopped in the middle of an epoch and resumed from the state
+    sees the same batches as one that is not stopped. The rows after the last full batch of an epoch are left out.
+    """
+
+    crosses_epochs = False
+    epoch = 0
+    """Number of the next pass."""
+    _state = (0, 0)  # epoch, and micro-batches handed out in it
+    _resumed = False
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of an epoch."""
+        return len(self.dataset) // self.batch_size
+
+    @property
+    def sampler(self) -> TokenLoader:
+        """The loader itself: Lightning calls ``loader.sampler.set_epoch``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch, and with it the order, of the next pass."""
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return self.steps_per_epoch * self.accumulation
 
     def __iter__(self) -> Iterator[TokenBatch]:
         # A generator, so that the epoch is read when the first batch is asked for: Lightning sets it after iter().
-        self._epoch, start = self.sampler.epoch, 0
-        if self._resume is not None:
-            epoch, position = self._resume
-            start = position if epoch == self._epoch else 0
-            self._resume = None
-        order = epoch_permutation(len(self.dataset), self.seed, self._epoch)
+        epoch, position = self._state
+        start = position if self._resumed and epoch == self.epoch else 0
+        self._resumed = False
+        order = epoch_permutation(len(self.dataset), self.order.seed, self.epoch).split(self.batch_size)
         for number in range(start, len(self)):
             step, micro = divmod(number, self.accumulation)
-            self._position = number + 1
-            yield self._dealer.micro_batch(order[step * self.batch_size : (step + 1) * self.batch_size], micro)
+            self._state = (self.epoch, number + 1)
+            yield self.micro_batch(order[step], micro)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch and the number of micro-batches handed out in it."""
-        epoch, position = self._resume or (self._epoch, self._position)
+        epoch, position = self._state
         return {"epoch": epoch, "position": position, "accumulation": self.accumulation}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -228,40 +208,14 @@ class TokenLoader:
         """
         before = int(state.get("accumulation", self.accumulation))
         position = rescale_position(int(state["position"]), before, self.accumulation)
-        self._resume = (int(state["epoch"]), position)
-        self.sampler.set_epoch(self._resume[0])
+        self.epoch = int(state["epoch"])
+        self._state, self._resumed = (self.epoch, position), True
 
 
-class LMStream:
-    """Endless stream of micro-batches that crosses epochs; the number of the micro-batch is its only state.
+class LMStream(Dealer):
+    """Endless stream of micro-batches that crosses epochs; the number of the micro-batch is its only state."""
 
-    Args:
-        corpus: rows of tokens, at least one (packed blocks, or instruction pairs).
-        batch_size: rows of an optimiser step over all ranks.
-        micro_batch_size: rows of a micro-batch on one rank; ``None`` for ``batch_size / world_size``.
-        rank: this process, in ``[0, world_size)``.
-        world_size: number of processes.
-        seed: of the order.
-
-    Raises:
-        ValueError: the sizes do not divide.
-    """
-
-    def __init__(
-        self,
-        corpus: TokenDataset,
-        batch_size: int,
-        micro_batch_size: int | None = None,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        seed: int = 0,
-    ) -> None:
-        self._dealer = _Dealer(corpus, batch_size, micro_batch_size, rank, world_size)
-        self._stream = ShuffledStream(len(corpus), seed)
-        self.corpus = corpus
-        self.batch_size = batch_size
-        self.accumulation = self._dealer.accumulation
+    crosses_epochs = True
 
     def batch(self, step: int) -> TokenBatch:
         """Return this rank's ``step``-th micro-batch since the beginning of training.
@@ -271,42 +225,43 @@ class LMStream:
                 ``(k + 1) * accumulation - 1`` make the k-th optimiser step.
         """
         number, micro = divmod(step, self.accumulation)
-        return self._dealer.micro_batch(self._stream.indices(number * self.batch_size, self.batch_size), micro)
+        return self.micro_batch(self.order.indices(number * self.batch_size, self.batch_size), micro)
 
 
 # --- evaluation -----------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
 class EvaluationLoader:
     """Sized iterable over this rank's share of the rows, in order; over all ranks, each row occurs once.
 
     All ranks get the same number of batches, as sharded models require; their sizes differ by at most one row.
 
-    Args:
-        dataset: rows to evaluate.
-        batch_size: rows of a batch on one rank, at most; at least 1.
-        rank: this process, in ``[0, world_size)``.
-        world_size: number of processes.
-
     Raises:
         ValueError: there are too few rows to give every rank its batches.
     """
 
-    def __init__(self, dataset: EncodedInstructions, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
-        if batch_size < 1:
-            raise ValueError(f"eval_batch_size must be at least 1, got {batch_size}")
-        self.dataset = dataset
-        self.num_batches = math.ceil(math.ceil(len(dataset) / world_size) / batch_size)
-        if len(dataset) // world_size < self.num_batches:
+    dataset: EncodedInstructions
+    """Rows to evaluate."""
+    batch_size: int
+    """Most rows of a batch on one rank, at least 1."""
+    rank: int = field(default=0, kw_only=True)
+    """This process, in ``[0, world_size)``."""
+    world_size: int = field(default=1, kw_only=True)
+    """Number of processes."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"eval_batch_size must be at least 1, got {self.batch_size}")
+        if len(self.dataset) // self.world_size < len(self):
             raise ValueError(
-                f"{len(dataset)} evaluation rows cannot be dealt to {world_size} ranks in equal numbers of batches of "
-                f"{batch_size}: use an eval_batch_size of at least 2, and no more ranks than rows"
+                f"{len(self.dataset)} evaluation rows cannot be dealt to {self.world_size} ranks in equal numbers of "
+                f"batches of {self.batch_size}: use an eval_batch_size of at least 2, and no more ranks than rows"
             )
-        self._rows = torch.arange(rank, len(dataset), world_size)
 
     def __len__(self) -> int:
-        return self.num_batches
+        return math.ceil(math.ceil(len(self.dataset) / self.world_size) / self.batch_size)
 
     def __iter__(self) -> Iterator[EvaluationBatch]:
-        for rows in torch.tensor_split(self._rows, self.num_batches):
-            yield self.dataset.evaluation_batch(rows)
+        rows = torch.arange(self.rank, len(self.dataset), self.world_size)
+        return map(self.dataset.evaluation_batch, rows.tensor_split(len(self)))

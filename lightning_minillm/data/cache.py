@@ -100,11 +100,6 @@ def _write(file: Path, columns: Mapping[str, Ragged]) -> None:
 
 
 def _read(file: Path) -> dict[str, Ragged]:
-    table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
-    columns = {}
-    for name in table.column_names:
-        chunked = table.column(name)
-        array = chunked.chunk(0) if chunked.num_chunks == 1 else pa.concat_arrays(chunked.chunks)
-        offsets = array.offsets.to_numpy()
-        columns[name] = Ragged(array.values.to_numpy(), np.diff(offsets))
-    return columns
+    rows = pa.ipc.open_file(pa.memory_map(str(file))).get_batch(0)  # the only one: a column is written in one piece
+    arrays = {name: rows.column(name) for name in rows.schema.names}
+    return {name: Ragged(a.values.to_numpy(), np.diff(a.offsets.to_numpy())) for name, a in arrays.items()}

@@ -21,8 +21,6 @@ from lightning_minillm.distributed.placement import placement_of
 from lightning_minillm.types import DeviceMovable, TrainLoaderBuilder
 
 PAIRS = "pairs"
-
-
 Records = RecordSource | Sequence[InstructionRecord]
 
 
@@ -104,11 +102,7 @@ class DistillationDataModule(LightningDataModule):
 
     @property
     def sizes(self) -> BatchSizes:
-        """The global batch divided over ranks and micro-batches.
-
-        Raises:
-            ValueError: the batch size does not divide.
-        """
+        """The global batch divided over ranks and micro-batches, or ``ValueError`` if it does not divide."""
         return BatchSizes.of(self.batches.batch_size, self.batches.micro_batch_size, self.world_size)
 
     @property
@@ -148,9 +142,8 @@ class DistillationDataModule(LightningDataModule):
             source = self.sources[split]
             if source is None:
                 raise ValueError(f"the data module has no {split} records: pass {split}=... (a source or a list)")
-            self._encoded[split] = encode_records(
-                split, source, self.tokenizer, self.template, self.lengths, self.cache_dir
-            )
+            arguments = (self.tokenizer, self.template, self.lengths, self.cache_dir)
+            self._encoded[split] = encode_records(split, source, *arguments)
         return self._encoded[split]
 
     @cached_property
@@ -160,12 +153,8 @@ class DistillationDataModule(LightningDataModule):
             return None
         if isinstance(self._lm_corpus_source, str):
             return self.train_set
-        return PackedCorpus(
-            self._lm_corpus_source,
-            self.tokenizer,
-            max_length=self.lengths.lm_max_length or self.lengths.max_length,
-            cache_dir=self.cache_dir,
-        )
+        max_length = self.lengths.lm_max_length or self.lengths.max_length
+        return PackedCorpus(self._lm_corpus_source, self.tokenizer, max_length=max_length, cache_dir=self.cache_dir)
 
     def prepare_data(self) -> None:
         """Read and tokenise on one process, so that errors show early and the other processes find the cache."""
@@ -175,11 +164,7 @@ class DistillationDataModule(LightningDataModule):
         _ = self.lm_corpus
 
     def setup(self, stage: str) -> None:
-        """Check that the batch size divides over the ranks.
-
-        Raises:
-            ValueError: it does not.
-        """
+        """Check that the batch size divides over the ranks."""
         if stage == "fit":
             _ = self.sizes
 
@@ -197,20 +182,15 @@ class DistillationDataModule(LightningDataModule):
         batch_size = self.batches.lm_batch_size or self.batches.batch_size
         shares = self.world_size * self.accumulation
         micro_batch_size = divide(batch_size, shares, "lm_batch_size", "devices x accumulated micro-batches")
-        return LMStream(
-            self.lm_corpus, batch_size, micro_batch_size, rank=self.rank, world_size=self.world_size, seed=self.seed
-        )
+        return LMStream(self.lm_corpus, batch_size, micro_batch_size, **self._place, seed=self.seed)
+
+    @property
+    def _place(self) -> dict[str, int]:
+        return {"rank": self.rank, "world_size": self.world_size}
 
     def pair_loader(self) -> TokenLoader:
         """Return the training pairs as this rank's micro-batches."""
-        return TokenLoader(
-            self.train_set,
-            self.batch_size,
-            self.micro_batch_size,
-            rank=self.rank,
-            world_size=self.world_size,
-            seed=self.seed,
-        )
+        return TokenLoader(self.train_set, self.batch_size, self.micro_batch_size, **self._place, seed=self.seed)
 
     def train_dataloader(self) -> Iterable[DeviceMovable]:
         """Return the loader that the module builds if it is a ``TrainLoaderBuilder``, else the pairs."""
@@ -228,6 +208,4 @@ class DistillationDataModule(LightningDataModule):
     def _evaluation_loader(self, split: str) -> EvaluationLoader | list[Any]:
         if self.sources[split] is None:
             return []
-        return EvaluationLoader(
-            self._data_set(split), self.batches.eval_batch_size, rank=self.rank, world_size=self.world_size
-        )
+        return EvaluationLoader(self._data_set(split), self.batches.eval_batch_size, **self._place)

@@ -53,17 +53,15 @@ class Lengths:
 class EncodedInstructions:
     """Tokenised instruction records: prompts to respond to, and prompt-response pairs to learn from.
 
-    A prompt of more than ``max_prompt_length`` tokens is dropped with its record, and a pair is truncated at
-    ``max_length``. A response that is not truncated ends with eos, which is a target. Masks are made from lengths, so
-    the pad token may be the eos token. No other special tokens are added: a format that needs them has them in its
-    template.
+    A prompt that is too long is dropped with its record, and a pair is truncated. A response that is not truncated ends
+    with eos, which is a target. Masks are made from lengths, so the pad token may be the eos token. No other special
+    tokens are added: a format that needs them has them in its template.
 
     Args:
         records: at least one; training uses the first response of each.
         tokenizer: has an eos token, and a pad token (otherwise eos pads).
         template: makes the prompt from instruction and input.
-        max_length: most tokens of prompt and response together; greater than ``max_prompt_length``.
-        max_prompt_length: most tokens of a prompt; at least 1.
+        lengths: limits on prompts and pairs.
         cache_dir: folder for Arrow files; ``None`` tokenises every time. The name of a file depends on tokenizer,
             template, texts and lengths.
 
@@ -75,8 +73,7 @@ class EncodedInstructions:
         target_counts: ``[rows]`` int64, tokens of the response with its eos, at least 1.
 
     Raises:
-        ValueError: there are no records, every prompt is too long, the lengths contradict each other, or the tokenizer
-            has no eos token.
+        ValueError: there are no records, every prompt is too long, or the tokenizer has no eos token.
     """
 
     def __init__(
@@ -84,64 +81,52 @@ class EncodedInstructions:
         records: Sequence[InstructionRecord],
         tokenizer: PreTrainedTokenizerBase,
         template: PromptTemplate,
+        lengths: Lengths,
         *,
-        max_length: int,
-        max_prompt_length: int,
         cache_dir: str | Path | None = None,
     ) -> None:
-        limits = Lengths(max_length, max_prompt_length)
         if not records:
             raise ValueError("there are no instruction records: the split is empty")
         self.eos_token_id, self.pad_token_id = special_ids(tokenizer)
         prompts = [template.format(record.instruction, record.input) for record in records]
         responses = [record.responses[0] for record in records]
+        settings = {
+            "tokenizer": tokenizer_fingerprint(tokenizer),
+            "eos_token_id": self.eos_token_id,
+            "max_length": lengths.max_length,
+            "max_prompt_length": lengths.max_prompt_length,
+        }
         columns, self.from_cache = load_or_build(
             cache_dir,
             "instructions",
-            {
-                "tokenizer": tokenizer_fingerprint(tokenizer),
-                "eos_token_id": self.eos_token_id,
-                "max_length": max_length,
-                "max_prompt_length": max_prompt_length,
-            },
+            settings,
             (text for pair in zip(prompts, responses, strict=True) for text in pair),
-            lambda: _encode(tokenizer, prompts, responses, self.eos_token_id, limits),
+            lambda: _encode(tokenizer, prompts, responses, self.eos_token_id, lengths),
         )
-        self._prompts, self._responses = columns["prompt_ids"], columns["response_ids"]
         # The file holds an empty row for each dropped prompt, so that it tells which ones they are.
-        kept = np.flatnonzero(self._prompts.lengths)
+        kept = np.flatnonzero(columns["prompt_ids"].lengths)
         self.num_dropped = len(records) - len(kept)
         if not len(kept):
             shortest = min(len(ids) for ids in _tokenize(tokenizer, prompts))
             raise ValueError(
-                f"each of the {len(records)} prompts has more than max_prompt_length={max_prompt_length} tokens "
-                f"(the shortest has {shortest}): raise max_prompt_length, or use a shorter template"
+                f"each of the {len(records)} prompts has more than max_prompt_length={lengths.max_prompt_length} tokens"
+                f" (the shortest has {shortest}): raise max_prompt_length, or use a shorter template"
             )
-        self._rows = kept
-        self.records = tuple(records[int(row)] for row in kept)
-        self.num_truncated = int(self._ends_without_eos().sum())
-        self.target_counts = torch.from_numpy(self._responses.lengths[kept])
-        self.lengths = torch.from_numpy(self._prompts.lengths[kept]) + self.target_counts
-
-    def _ends_without_eos(self) -> npt.NDArray[np.bool_]:
-        last = np.cumsum(self._responses.lengths)[self._rows] - 1
-        return np.asarray(self._responses.values[last] != self.eos_token_id)
+        self.records = tuple(records[row] for row in kept.tolist())
+        self._columns, self._kept = columns, kept
+        self.num_truncated = sum(int(columns["response_ids"][row][-1] != self.eos_token_id) for row in kept.tolist())
+        self.target_counts = torch.from_numpy(columns["response_ids"].lengths[kept])
+        self.lengths = torch.from_numpy(columns["prompt_ids"].lengths[kept]) + self.target_counts
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.records)
 
     def prompt_batch(self, indices: Indices) -> PromptBatch:
-        """Return prompts, padded on the left to the longest.
-
-        Args:
-            indices: ``[B]`` rows in ``[0, len(self))``, at least one.
-
-        Returns:
-            A batch of ``[B, P]``.
-        """
+        """Return the prompts of the rows ``[B]`` in ``[0, len(self))``, padded on the left to the longest."""
         rows = as_rows(indices, len(self))
-        sequences = [self._prompts[self._rows[row]] for row in rows]
-        input_ids, mask = pad(sequences, self.pad_token_id, left=True)
+        input_ids, mask = pad(
+            [self._columns["prompt_ids"][self._kept[row]] for row in rows], self.pad_token_id, left=True
+        )
         return PromptBatch(input_ids=input_ids, attention_mask=mask, indices=torch.tensor(rows))
 
     def token_batch(self, indices: Indices, normalizer: float) -> TokenBatch:
@@ -150,30 +135,19 @@ class EncodedInstructions:
         Args:
             indices: ``[B]`` rows in ``[0, len(self))``, at least one.
             normalizer: summed losses are divided by it; ``TokenBatch`` says by what number.
-
-        Returns:
-            A batch of ``[B, L]``.
         """
         rows = as_rows(indices, len(self))
-        prompts = [self._prompts[self._rows[row]] for row in rows]
-        pairs = [
-            np.concatenate([prompt, self._responses[self._rows[row]]])
-            for prompt, row in zip(prompts, rows, strict=True)
-        ]
+        pairs = [np.concatenate([column[self._kept[row]] for column in self._columns.values()]) for row in rows]
         input_ids, mask = pad(pairs, self.pad_token_id, left=False)
-        prompt_lengths = torch.tensor([len(prompt) for prompt in prompts])
+        prompt_lengths = self.lengths[rows] - self.target_counts[rows]
         target_mask = mask & (torch.arange(input_ids.shape[1]) >= prompt_lengths[:, None])
         return TokenBatch(input_ids, mask, target_mask, indices=torch.tensor(rows), normalizer=float(normalizer))
 
     def evaluation_batch(self, indices: Indices) -> EvaluationBatch:
-        """Return prompts, the same rows with their first references, and all references.
+        """Return the prompts of the rows ``[B]``, the same rows with their first references, and all references.
 
-        Args:
-            indices: ``[B]`` rows in ``[0, len(self))``, at least one.
-
-        Returns:
-            A batch of B rows. The normaliser of its ``tokens`` is the number of their targets, so a loss is the mean
-            over the tokens of the batch.
+        The normaliser of its ``tokens`` is the number of their targets, so a loss is the mean over the tokens of the
+        batch.
         """
         rows = as_rows(indices, len(self))
         records = [self.records[row] for row in rows]
@@ -200,23 +174,17 @@ def encode_records(
     Args:
         name: of the data set, for messages.
         source: of the records, or the records.
-        tokenizer: of the model.
+        tokenizer: as the other arguments, for :class:`EncodedInstructions`.
         template: makes the prompts.
-        lengths: limits on prompts and responses.
-        cache_dir: folder for Arrow files; ``None`` tokenises every time.
+        lengths: limits on prompts and pairs.
+        cache_dir: folder for Arrow files.
 
     Raises:
         ValueError: data that is missing, empty or lacks a field; the message begins with the name.
     """
     try:
-        encoded = EncodedInstructions(
-            source if isinstance(source, Sequence) else source.load(),
-            tokenizer,
-            template,
-            max_length=lengths.max_length,
-            max_prompt_length=lengths.max_prompt_length,
-            cache_dir=cache_dir,
-        )
+        records = source if isinstance(source, Sequence) else source.load()
+        encoded = EncodedInstructions(records, tokenizer, template, lengths, cache_dir=cache_dir)
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"{name}: {error}") from error
     if encoded.num_dropped:
@@ -232,11 +200,7 @@ def encode_records(
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """Return the ids of eos and of the padding (eos if the tokenizer has no pad token).
-
-    Raises:
-        ValueError: the tokenizer has no eos token.
-    """
+    """Return the ids of eos, without which ``ValueError`` is raised, and of the padding (eos without a pad token)."""
     eos = tokenizer.eos_token_id
     if eos is None:
         raise ValueError(
@@ -254,18 +218,18 @@ def _encode(
     # Tokenised together, because a generated response continues its prompt (sentencepiece would otherwise begin it
     # with a space); tokenised apart if a token spans the end of the prompt.
     pair_ids = _tokenize(tokenizer, [a + b for a, b in zip(prompts, responses, strict=True)])
-    kept_prompts: list[list[int]] = []
-    kept_responses: list[list[int]] = []
+    encoded: list[tuple[list[int], list[int]]] = []
     for prompt, pair, text in zip(prompt_ids, pair_ids, responses, strict=True):
-        if len(prompt) > limits.max_prompt_length or not prompt:
-            kept_prompts.append([])
-            kept_responses.append([])
+        if not 0 < len(prompt) <= limits.max_prompt_length:
+            encoded.append(([], []))
             continue
         joined = pair[: len(prompt)] == prompt
         response = pair[len(prompt) :] if joined else _tokenize(tokenizer, [text])[0]
-        kept_prompts.append(prompt)
-        kept_responses.append([*response, eos_token_id][: limits.max_length - len(prompt)])
-    return {"prompt_ids": Ragged.from_rows(kept_prompts), "response_ids": Ragged.from_rows(kept_responses)}
+        encoded.append((prompt, [*response, eos_token_id][: limits.max_length - len(prompt)]))
+    return {
+        "prompt_ids": Ragged.from_rows(prompt for prompt, _ in encoded),
+        "response_ids": Ragged.from_rows(response for _, response in encoded),
+    }
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
@@ -274,12 +238,7 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list
 
 
 def as_rows(indices: Indices, num_rows: int) -> list[int]:
-    """Return row numbers as a list.
-
-    Raises:
-        IndexError: a number is out of ``[0, num_rows)``.
-        ValueError: there are none.
-    """
+    """Return at least one row number in ``[0, num_rows)`` as a list, or raise ``IndexError`` or ``ValueError``."""
     rows = indices.tolist() if isinstance(indices, Tensor) else [int(index) for index in indices]
     if not rows:
         raise ValueError("a batch needs at least one row")
@@ -289,16 +248,7 @@ def as_rows(indices: Indices, num_rows: int) -> list[int]:
 
 
 def pad(sequences: Sequence[npt.NDArray[Any]], pad_id: int, *, left: bool) -> tuple[Tensor, Tensor]:
-    """Return sequences as one padded matrix, and the mask of their tokens.
-
-    Args:
-        sequences: B arrays of token ids, none of them empty.
-        pad_id: fills the rest; may occur in the sequences.
-        left: pad on the left instead of the right.
-
-    Returns:
-        ``[B, L]`` int64 token ids and ``[B, L]`` bool mask, L the longest length.
-    """
+    """Return B sequences, none empty, as ``[B, L]`` int64 ids and the bool mask of their tokens."""
     width = max(len(sequence) for sequence in sequences)
     input_ids = np.full((len(sequences), width), pad_id, dtype=np.int64)
     mask = np.zeros((len(sequences), width), dtype=bool)

@@ -59,8 +59,7 @@ class PlainTemplate:
 
     def format(self, instruction: str, input: str) -> str:
         """Return ``instruction``, ``input`` (if any) and the cue, one per line."""
-        body = f"{instruction}\n{input}\n" if input else f"{instruction}\n"
-        return body + self.cue
+        return "\n".join([instruction, input, self.cue] if input else [instruction, self.cue])
 
 
 class ChatTemplate:

@@ -6,6 +6,7 @@ import torch
 from lightning_minillm.data import (
     EncodedInstructions,
     EvaluationLoader,
+    Lengths,
     LMStream,
     PackedCorpus,
     PlainTemplate,
@@ -20,7 +21,7 @@ LAYOUTS = [(8, 1), (4, 1), (2, 2), (1, 4), (2, 4), (1, 8)]
 
 @pytest.fixture(scope="module")
 def encoded(records, tokenizer):
-    return EncodedInstructions(records, tokenizer, PlainTemplate(), max_length=96, max_prompt_length=64)
+    return EncodedInstructions(records, tokenizer, PlainTemplate(), Lengths(96, 64))
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,12 @@ from lightning_minillm.data import (
 )
 from lightning_minillm.data.cache import tokenizer_fingerprint
 
-LENGTHS = {"max_length": 96, "max_prompt_length": 64}
+LENGTHS = Lengths(96, 64)
 
 
 @pytest.fixture(scope="module")
 def encoded(records, tokenizer):
-    return EncodedInstructions(records, tokenizer, PlainTemplate(), **LENGTHS)
+    return EncodedInstructions(records, tokenizer, PlainTemplate(), LENGTHS)
 
 
 def test_tokens_are_prompt_response_eos(encoded, records, tokenizer):
@@ -80,7 +80,7 @@ def test_batches_are_trimmed_to_their_longest_row(encoded):
 def test_long_prompts_are_dropped_and_counted(records, tokenizer):
     long = replace(records[3], instruction=records[3].instruction * 20)
     mixed = [records[0], long, records[1], long]
-    encoded = EncodedInstructions(mixed, tokenizer, PlainTemplate(), **LENGTHS)
+    encoded = EncodedInstructions(mixed, tokenizer, PlainTemplate(), LENGTHS)
     assert (len(encoded), encoded.num_dropped) == (2, 2)
     assert encoded.records == (records[0], records[1])
     assert encoded.evaluation_batch([1]).references == (records[1].responses,)
@@ -88,7 +88,7 @@ def test_long_prompts_are_dropped_and_counted(records, tokenizer):
 
 def test_long_responses_are_cut_without_eos(records, tokenizer):
     long = replace(records[0], responses=("word " * 200,))
-    encoded = EncodedInstructions([long, records[1]], tokenizer, PlainTemplate(), **LENGTHS)
+    encoded = EncodedInstructions([long, records[1]], tokenizer, PlainTemplate(), LENGTHS)
     assert encoded.num_truncated == 1
     assert encoded.lengths[0] == 96
     batch = encoded.token_batch([0], 1.0)
@@ -96,14 +96,12 @@ def test_long_responses_are_cut_without_eos(records, tokenizer):
     # A response that just fits keeps its eos, one token less cuts it.
     exact = int(encoded.lengths[1])
     for max_length, cut in ((exact, 0), (exact - 1, 1)):
-        tight = EncodedInstructions(
-            [records[1]], tokenizer, PlainTemplate(), max_length=max_length, max_prompt_length=exact - 2
-        )
+        tight = EncodedInstructions([records[1]], tokenizer, PlainTemplate(), Lengths(max_length, exact - 2))
         assert (tight.num_truncated, int(tight.lengths[0])) == (cut, max_length)
 
 
 def test_an_empty_response_is_one_eos(records, tokenizer):
-    encoded = EncodedInstructions([replace(records[0], responses=("",))], tokenizer, PlainTemplate(), **LENGTHS)
+    encoded = EncodedInstructions([replace(records[0], responses=("",))], tokenizer, PlainTemplate(), LENGTHS)
     assert encoded.target_counts.tolist() == [1]
 
 
@@ -113,7 +111,7 @@ def test_a_seam_that_merges_keeps_the_prompt_whole(tokenizer):
             return instruction
 
     record = InstructionRecord("The fox has col", "", ("or and the fox",))
-    encoded = EncodedInstructions([record], tokenizer, Seamless(), **LENGTHS)
+    encoded = EncodedInstructions([record], tokenizer, Seamless(), LENGTHS)
     prompt = encoded.prompt_batch([0])
     batch = encoded.token_batch([0], 1.0)
     assert tokenizer.decode(prompt.input_ids[0]) == "The fox has col"
@@ -133,13 +131,13 @@ def test_evaluation_batch(encoded, records):
 
 def test_errors(records, tokenizer, encoded):
     with pytest.raises(ValueError, match="max_length=64 must be greater than max_prompt_length=64"):
-        EncodedInstructions(records, tokenizer, PlainTemplate(), max_length=64, max_prompt_length=64)
+        Lengths(64, 64)
     with pytest.raises(ValueError, match="max_prompt_length must be at least 1"):
-        EncodedInstructions(records, tokenizer, PlainTemplate(), max_length=64, max_prompt_length=0)
+        Lengths(64, 0)
     with pytest.raises(ValueError, match="each of the 40 prompts has more than max_prompt_length=3"):
-        EncodedInstructions(records, tokenizer, PlainTemplate(), max_length=64, max_prompt_length=3)
+        EncodedInstructions(records, tokenizer, PlainTemplate(), Lengths(64, 3))
     with pytest.raises(ValueError, match="the split is empty"):
-        EncodedInstructions([], tokenizer, PlainTemplate(), **LENGTHS)
+        EncodedInstructions([], tokenizer, PlainTemplate(), LENGTHS)
     with pytest.raises(IndexError, match=r"\[0, 40\)"):
         encoded.prompt_batch([40])
     with pytest.raises(ValueError, match="at least one row"):
@@ -174,13 +172,13 @@ def test_a_tokenizer_without_eos_is_refused(records):
 
     bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"a": 0}, [])))
     with pytest.raises(ValueError, match="no eos token"):
-        EncodedInstructions(records, bare, PlainTemplate(), **LENGTHS)
+        EncodedInstructions(records, bare, PlainTemplate(), LENGTHS)
 
 
 def test_cache_gives_the_same_batches(records, tokenizer, tmp_path):
     def make(**kwargs):
-        settings = {"records": records, "tokenizer": tokenizer, "template": PlainTemplate(), **LENGTHS} | kwargs
-        return EncodedInstructions(**settings, cache_dir=tmp_path)
+        settings = {"records": records, "template": PlainTemplate(), "lengths": LENGTHS} | kwargs
+        return EncodedInstructions(tokenizer=tokenizer, **settings, cache_dir=tmp_path)
 
     long = [*records, replace(records[0], instruction="x " * 300)]
     first, second = make(records=long), make(records=long)
@@ -194,8 +192,8 @@ def test_cache_gives_the_same_batches(records, tokenizer, tmp_path):
     changed = [replace(records[0], responses=("Other.",)), *records[1:]]
     assert not make().from_cache
     assert not make(template=PlainTemplate(cue="=\n")).from_cache
-    assert not make(max_length=97).from_cache
-    assert not make(max_prompt_length=63).from_cache
+    assert not make(lengths=Lengths(97, 64)).from_cache
+    assert not make(lengths=Lengths(96, 63)).from_cache
     assert not make(records=changed).from_cache
     assert not make(records=records[::-1]).from_cache
 
@@ -212,7 +210,7 @@ def test_real_tokenizers_on_real_records(real_data, name):
 
     real = AutoTokenizer.from_pretrained(real_data / "tokenizers" / name)
     some = load_instructions(real_data / "dolly" / "dev.jsonl", limit=60)
-    encoded = EncodedInstructions(some, real, AlpacaTemplate(), max_length=512, max_prompt_length=256)
+    encoded = EncodedInstructions(some, real, AlpacaTemplate(), Lengths(512, 256))
     batch = encoded.token_batch(range(len(encoded)), 1.0)
     for row, record in enumerate(encoded.records):
         targets = batch.input_ids[row][batch.target_mask[row]]
@@ -229,7 +227,7 @@ def test_gpt2_lengths_equal_the_official_counts(real_data):
     real = AutoTokenizer.from_pretrained(real_data / "tokenizers" / "gpt2")
     file = real_data / "dolly" / "train.jsonl.gz"
     some = load_instructions(file, limit=200)
-    encoded = EncodedInstructions(some, real, AlpacaTemplate(), max_length=10_000, max_prompt_length=256)
+    encoded = EncodedInstructions(some, real, AlpacaTemplate(), Lengths(10_000, 256))
     assert encoded.num_dropped == 0
     with gzip.open(file, "rt", encoding="utf-8") as handle:
         rows = [json.loads(next(handle)) for _ in range(200)]

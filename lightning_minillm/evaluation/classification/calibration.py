@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 from transformers import PreTrainedTokenizerBase
 
-from lightning_minillm.data import EncodedInstructions, InstructionRecord, PromptTemplate
+from lightning_minillm.data import EncodedInstructions, InstructionRecord, Lengths, PromptTemplate
 from lightning_minillm.evaluation.base import Curve, Evaluation, Findings, Measure, Picture, Record
 from lightning_minillm.evaluation.classification.records import ClassificationSource
 from lightning_minillm.evaluation.data_sets import batches_by_length, digest_of_data, require_data
@@ -125,8 +125,7 @@ class CalibrationEvaluation(Evaluation):
             ],
             tokenizer,
             self.template,
-            max_length=self.max_prompt_length + _ROOM_FOR_WORDS,
-            max_prompt_length=self.max_prompt_length,
+            Lengths(self.max_prompt_length + _ROOM_FOR_WORDS, self.max_prompt_length),
             cache_dir=self.cache_dir,
         )
         if rows.num_truncated:

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torchmetrics.functional.retrieval import retrieval_recall, retrieval_reciprocal_rank
 from transformers import PreTrainedTokenizerBase
 
-from lightning_minillm.data import EncodedInstructions, InstructionRecord, PromptTemplate
+from lightning_minillm.data import EncodedInstructions, InstructionRecord, Lengths, PromptTemplate
 from lightning_minillm.evaluation.base import Evaluation, Findings, Measure, Record
 from lightning_minillm.evaluation.data_sets import digest_of_data, require_data
 from lightning_minillm.evaluation.items import ItemNumbers, measures_of_sets, metric_name
@@ -174,9 +174,7 @@ class RetrievalEvaluation(Evaluation):
             for question, chosen in zip(questions, candidates, strict=True)
             for passage in chosen
         ]
-        rows = EncodedInstructions(
-            records, tokenizer, self.template, max_length=self.max_length, max_prompt_length=self.max_length - 1
-        )
+        rows = EncodedInstructions(records, tokenizer, self.template, Lengths(self.max_length, self.max_length - 1))
         if rows.num_dropped or rows.num_truncated:
             raise ValueError(
                 f"retrieval set {name!r}: {rows.num_dropped + rows.num_truncated} passages with their questions have"
