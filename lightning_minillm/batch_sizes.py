@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lightning_minillm.checks import check_range
+
 
 def divide(value: int, divisor: int, name: str, divisor_name: str) -> int:
     """Return ``value / divisor``, which must be a whole number.
@@ -24,8 +26,7 @@ def divide(value: int, divisor: int, name: str, divisor_name: str) -> int:
         >>> divide(64, 8, "batch_size", "devices")
         8
     """
-    if divisor < 1:
-        raise ValueError(f"{divisor_name} must be at least 1, got {divisor}")
+    check_range(divisor >= 1, divisor_name, "at least 1", divisor)
     if value < 1 or value % divisor:
         below, above = value // divisor * divisor, (value // divisor + 1) * divisor
         nearest = above if below < 1 else f"{below} or {above}"
@@ -54,8 +55,7 @@ class BatchSizes:
 
     def __post_init__(self) -> None:
         for name in ("micro_batch_size", "world_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            check_range(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         divide(self.batch_size, self.micro_batch_size * self.world_size, "batch_size", "micro_batch_size x devices")
 
     @classmethod

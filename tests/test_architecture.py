@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lightning_minillm"
 
 # Lowest first; members of one layer do not import each other, but for those of `WITHIN`.
 LAYERS = [
-    {"_reach", "types", "batch_sizes", "files", "figures", "functional"},
+    {"_reach", "types", "batch_sizes", "checks", "files", "figures", "functional"},
     {"losses", "metrics", "distributed"},
     {"models", "data", "rollout", "checkpoints"},
     {"evaluation"},
@@ -18,7 +18,7 @@ LAYERS = [
     {"reports"},
     {"cli"},
 ]
-WITHIN = {("rollout", "models"), ("rollout", "data"), ("functional", "types")}
+WITHIN = {("rollout", "models"), ("rollout", "data"), ("functional", "types"), ("batch_sizes", "checks")}
 # Third-party packages that only some layers may know, with the lowest that may.
 LOWEST_LAYER = {"torchmetrics": 1, "transformers": 1, "datasets": 2, "lightning": 3, "hydra": 7, "omegaconf": 7}
 ALLOWED = {

@@ -20,8 +20,6 @@ from lightning_minillm.functional.logprobs import TokenStates
 from lightning_minillm.losses.chunking import ChunkSize, check_chunk_size, sum_over_chunks, tokens_per_chunk
 from lightning_minillm.types import LossOutput, TokenSignals, TokenValues
 
-DEFAULT_CHUNK_SIZE: ChunkSize = "auto"
-
 
 class TokenLoss(nn.Module, ABC):
     """Turns student and teacher signals on target tokens into one scalar and named parts.
@@ -42,7 +40,7 @@ class TokenLoss(nn.Module, ABC):
     token_inputs: tuple[str, ...] = ()
     """Names of the per-token inputs that the loss reads."""
 
-    def __init__(self, chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE) -> None:
+    def __init__(self, chunk_size: ChunkSize = "auto") -> None:
         super().__init__()
         self.chunk_size = check_chunk_size(chunk_size)
 

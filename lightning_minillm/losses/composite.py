@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lightning_minillm.losses.base import DEFAULT_CHUNK_SIZE, TokenLoss
+from lightning_minillm.checks import check_range
+from lightning_minillm.losses.base import TokenLoss
 from lightning_minillm.losses.chunking import ChunkSize
 from lightning_minillm.losses.divergences import TeacherCrossEntropy
 from lightning_minillm.losses.language_modeling import LanguageModelingLoss
@@ -20,14 +21,14 @@ class WeightedLoss(TokenLoss):
     Args:
         losses: at least one loss by name.
         weights: a finite weight for each of these names. A loss with weight 0 is not computed.
-        chunk_size: see :class:`TokenLoss`; the chunk sizes of the summands are ignored.
+        chunk_size: of the sum; those of the summands are ignored.
 
     Raises:
         ValueError: names and weights differ, or every weight is 0.
     """
 
     def __init__(
-        self, losses: Mapping[str, TokenLoss], weights: Mapping[str, float], chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE
+        self, losses: Mapping[str, TokenLoss], weights: Mapping[str, float], chunk_size: ChunkSize = "auto"
     ) -> None:
         super().__init__(chunk_size)
         if set(losses) != set(weights):
@@ -73,19 +74,13 @@ class KDLoss(TokenLoss):
     Args:
         kd_ratio: weight of the teacher in [0, 1] (official 0.5).
         divergence: any loss against the teacher; the official code's cross-entropy by default.
-        chunk_size: see :class:`TokenLoss`.
-
-    Raises:
-        ValueError: kd_ratio outside [0, 1].
     """
 
     def __init__(
-        self, kd_ratio: float = 0.5, divergence: TokenLoss | None = None, chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE
+        self, kd_ratio: float = 0.5, divergence: TokenLoss | None = None, chunk_size: ChunkSize = "auto"
     ) -> None:
         super().__init__(chunk_size)
-        if not 0 <= kd_ratio <= 1:
-            raise ValueError(f"kd_ratio must be in [0, 1], got {kd_ratio}")
-        self.kd_ratio = kd_ratio
+        check_range(0 <= kd_ratio <= 1, "kd_ratio", "in [0, 1]", kd_ratio)
         self.mixture = WeightedLoss(
             {"language_modeling": LanguageModelingLoss(), "divergence": divergence or TeacherCrossEntropy()},
             {"language_modeling": 1 - kd_ratio, "divergence": kd_ratio},

@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from lightning_minillm.functional import divergences
-from lightning_minillm.losses.base import DEFAULT_CHUNK_SIZE, TokenLoss
+from lightning_minillm.losses.base import TokenLoss
 from lightning_minillm.losses.chunking import ChunkSize
 from lightning_minillm.types import TokenSignals, TokenValues
 
@@ -51,16 +51,11 @@ class SkewedForwardKL(_OfBothLogits, TokenLoss):
 
     Args:
         alpha: weight of the teacher in the mixture, in [0, 1); 0 is the forward KL.
-        chunk_size: see :class:`TokenLoss`.
-
-    Raises:
-        ValueError: alpha outside [0, 1).
     """
 
-    def __init__(self, alpha: float = 0.1, chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE) -> None:
+    def __init__(self, alpha: float = 0.1, chunk_size: ChunkSize = "auto") -> None:
         super().__init__(chunk_size)
-        self.alpha = divergences.check_skew(alpha)
-        self.function = partial(divergences.skewed_forward_kl, alpha=alpha)
+        self.function = partial(divergences.skewed_forward_kl, alpha=divergences.check_skew(alpha))
 
 
 class SkewedReverseKL(_OfBothLogits, TokenLoss):
@@ -68,16 +63,11 @@ class SkewedReverseKL(_OfBothLogits, TokenLoss):
 
     Args:
         alpha: weight of the student in the mixture, in [0, 1); 0 is the reverse KL.
-        chunk_size: see :class:`TokenLoss`.
-
-    Raises:
-        ValueError: alpha outside [0, 1).
     """
 
-    def __init__(self, alpha: float = 0.1, chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE) -> None:
+    def __init__(self, alpha: float = 0.1, chunk_size: ChunkSize = "auto") -> None:
         super().__init__(chunk_size)
-        self.alpha = divergences.check_skew(alpha)
-        self.function = partial(divergences.skewed_reverse_kl, alpha=alpha)
+        self.function = partial(divergences.skewed_reverse_kl, alpha=divergences.check_skew(alpha))
 
 
 class GeneralizedJSD(_OfBothLogits, TokenLoss):
@@ -85,17 +75,12 @@ class GeneralizedJSD(_OfBothLogits, TokenLoss):
 
     Args:
         beta: weight of the teacher in the mixture, strictly inside (0, 1).
-        chunk_size: see :class:`TokenLoss`.
-
-    Raises:
-        ValueError: beta outside (0, 1).
     """
 
-    def __init__(self, beta: float = 0.5, chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE) -> None:
+    def __init__(self, beta: float = 0.5, chunk_size: ChunkSize = "auto") -> None:
         super().__init__(chunk_size)
         if not 0 < beta < 1:
             raise ValueError(f"beta must be strictly between 0 and 1, got {beta}; use ForwardKL or ReverseKL instead")
-        self.beta = beta
         self.function = partial(divergences.generalized_jsd, beta=beta)
 
 
@@ -118,16 +103,11 @@ class AdaptiveKL(_OfBothLogits, TokenLoss):
 
     Args:
         head_mass: mu in (0, 1), the largest probability that the teacher gives to the head as a whole.
-        chunk_size: see :class:`TokenLoss`.
-
-    Raises:
-        ValueError: head_mass outside (0, 1).
     """
 
-    def __init__(self, head_mass: float = 0.5, chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE) -> None:
+    def __init__(self, head_mass: float = 0.5, chunk_size: ChunkSize = "auto") -> None:
         super().__init__(chunk_size)
         divergences.check_head_mass(head_mass)
-        self.head_mass = head_mass
         self.function = partial(divergences.adaptive_kl, head_mass=head_mass)
 
 
@@ -137,16 +117,14 @@ class AlphaBetaDivergence(_OfBothLogits, TokenLoss):
     Args:
         alpha: exponent of the teacher, at least 0; (1, 0) is the forward KL.
         beta: exponent of the student, at least 0; (0, 1) is the reverse KL.
-        chunk_size: see :class:`TokenLoss`.
 
     Raises:
         ValueError: a negative exponent, or both 0.
     """
 
-    def __init__(self, alpha: float = 0.2, beta: float = 0.7, chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE) -> None:
+    def __init__(self, alpha: float = 0.2, beta: float = 0.7, chunk_size: ChunkSize = "auto") -> None:
         super().__init__(chunk_size)
         divergences.check_exponents(alpha, beta)
-        self.alpha, self.beta = alpha, beta
         self.function = partial(divergences.alpha_beta_divergence, alpha=alpha, beta=beta)
 
 

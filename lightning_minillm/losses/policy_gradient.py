@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import torch
 
+from lightning_minillm.checks import check_range
 from lightning_minillm.functional.divergences import entropy
 from lightning_minillm.functional.kl_estimators import k3
 from lightning_minillm.functional.logprobs import gather_logprobs
 from lightning_minillm.functional.policy_gradient import clipped_surrogate
 from lightning_minillm.functional.policy_terms import policy_terms
-from lightning_minillm.losses.base import DEFAULT_CHUNK_SIZE, TokenLoss
+from lightning_minillm.losses.base import TokenLoss
 from lightning_minillm.losses.chunking import ChunkSize
 from lightning_minillm.types import TokenSignals, TokenValues
 
@@ -28,11 +29,7 @@ class MiniLLMLoss(TokenLoss):
         clip_range: eps of the clipped surrogate, positive.
         single_step: add KL(q_now || p) of every prefix, exact over the vocabulary (paper, eq. 5).
         weight_single_step: weight the single-step term by w_t (paper) or not (official).
-        pg_coef: weight of the policy-gradient term, at least 0 (1 in the paper).
-        chunk_size: tokens that are projected at a time; ``"auto"`` chooses by the size of the vocabulary.
-
-    Raises:
-        ValueError: an option outside its range.
+        pg_coef: weight of the policy-gradient term, at least 0, and positive without ``single_step`` (1 in the paper).
     """
 
     token_inputs: tuple[str, ...] = ("old_logprobs", "advantages", "importance_weights")
@@ -43,13 +40,12 @@ class MiniLLMLoss(TokenLoss):
         single_step: bool = True,
         weight_single_step: bool = False,
         pg_coef: float = 1.0,
-        chunk_size: ChunkSize = DEFAULT_CHUNK_SIZE,
+        chunk_size: ChunkSize = "auto",
     ) -> None:
         super().__init__(chunk_size)
-        if clip_range <= 0:
-            raise ValueError(f"clip_range must be positive, got {clip_range}")
-        if pg_coef < 0 or (pg_coef == 0 and not single_step):
-            raise ValueError(f"pg_coef must be at least 0, and positive without single_step; got {pg_coef}")
+        check_range(clip_range > 0, "clip_range", "positive", clip_range)
+        is_trained = pg_coef > 0 or (pg_coef == 0 and single_step)
+        check_range(is_trained, "pg_coef", "at least 0, and positive without single_step", pg_coef)
         self.clip_range = clip_range
         self.single_step = single_step
         self.weight_single_step = weight_single_step

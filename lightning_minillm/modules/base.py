@@ -49,6 +49,8 @@ class CausalLMModule(LightningModule):
 
     uses_dropout = True
     """Whether the student's dropout is kept in training where ``training.dropout`` does not say so."""
+    teacher_offload = False
+    """Whether the teacher is kept in CPU memory while it is not needed."""
 
     def __init__(
         self,
@@ -94,11 +96,6 @@ class CausalLMModule(LightningModule):
         """The frozen teacher, which is no submodule; ``None`` without one, and until ``configure_model``."""
         return None if self._pair is None else self._pair.teacher
 
-    @property
-    def teacher_offload(self) -> bool:
-        """Whether the teacher is kept in CPU memory while it is not needed."""
-        return False
-
     def loaded_models(self) -> list[nn.Module]:
         """Return the student and the teacher; empty until ``configure_model``."""
         return [] if self._pair is None else self._pair.models
@@ -135,9 +132,7 @@ class CausalLMModule(LightningModule):
         """Move the teacher to this rank's device."""
         self.pair.place_teacher(self.device)
 
-    def on_test_start(self) -> None:
-        """Move the teacher to this rank's device."""
-        self.pair.place_teacher(self.device)
+    on_test_start = on_validation_start
 
     # --- training ---------------------------------------------------------------------------------------------------
 
@@ -188,10 +183,10 @@ class CausalLMModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as the trainer is told to; by the norm over all processes where gradients are sharded."""
-        by_norm = gradient_clip_val is not None and gradient_clip_val > 0 and gradient_clip_algorithm in (None, "norm")
-        if by_norm and self.placement.shards_models:
+        largest, by_norm = float(gradient_clip_val or 0), gradient_clip_algorithm in (None, "norm")
+        if largest > 0 and by_norm and self.placement.shards_models:
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            self.placement.clip_gradients(parameters, float(gradient_clip_val or 0))
+            self.placement.clip_gradients(parameters, largest)
         else:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
@@ -229,9 +224,7 @@ class CausalLMModule(LightningModule):
         """Measure one batch; see :meth:`measure`."""
         self.measure(batch, with_teacher=self.shows_teacher and batch_idx == 0)
 
-    def test_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
-        """Measure one batch; see :meth:`measure`."""
-        self.measure(batch, with_teacher=self.shows_teacher and batch_idx == 0)
+    test_step = validation_step
 
     @torch.no_grad()
     def measure(self, batch: EvaluationBatch, with_teacher: bool = False) -> None:
@@ -252,19 +245,16 @@ class CausalLMModule(LightningModule):
         """Return the teacher's responses, under the same noise as the student's; kept until other prompts come."""
         if batch.prompt_texts not in self._teacher_responses:
             options = self.validation_options
-            rollouts = sampler_for(self.pair, options.sampling, writer="teacher").sample(
-                batch.prompts, seed=options.seed
-            )
+            sampler = sampler_for(self.pair, options.sampling, writer="teacher")
+            rollouts = sampler.sample(batch.prompts, seed=options.seed)
             self._teacher_responses = {batch.prompt_texts: decode_responses(self.tokenizer, rollouts)}
         return self._teacher_responses[batch.prompt_texts]
 
     def on_validation_epoch_start(self) -> None:
-        """Start a new validation."""
+        """Start a new validation or test."""
         self.samples = []
 
-    def on_test_epoch_start(self) -> None:
-        """Start a new test."""
-        self.samples = []
+    on_test_epoch_start = on_validation_epoch_start
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/...``."""
@@ -302,10 +292,8 @@ class CausalLMModule(LightningModule):
         if trainer_of(self) is not None:
             rescale_progress(checkpoint, self.trainer.accumulate_grad_batches)
         if "state_dict" in checkpoint:  # a sharding strategy has checked and loaded the weights by itself
-            own, theirs = self.state_dict(), checkpoint["state_dict"]
-            check_architecture(
-                *({name: tuple(value.shape) for name, value in state.items()} for state in (own, theirs))
-            )
+            states = (self.state_dict(), checkpoint["state_dict"])
+            check_architecture(*({name: tuple(value.shape) for name, value in state.items()} for state in states))
 
     def export(self, folder: str) -> None:
         """Write the student and the tokenizer as a Hugging Face folder; all ranks of a sharded student take part."""

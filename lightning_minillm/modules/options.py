@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from lightning_minillm.checks import check_range
 from lightning_minillm.losses import TokenLoss
 from lightning_minillm.rollout import SamplingConfig
 
@@ -47,9 +48,6 @@ class ValidationOptions:
     Attributes:
         sampling: of the student alone (``teacher_mix_alpha`` must be 0).
         seed: of the sampling noise.
-
-    Raises:
-        ValueError: sampling that mixes in the teacher.
     """
 
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(teacher_mix_alpha=0.0))
@@ -67,14 +65,10 @@ class PretrainingOptions:
     Attributes:
         loss: on the target tokens of the stream.
         coef: weight of that loss, at least 0; used if the data module has such a stream.
-
-    Raises:
-        ValueError: a negative weight.
     """
 
     loss: TokenLoss
     coef: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.coef < 0:
-            raise ValueError(f"the weight of the pretraining loss must be at least 0, got {self.coef}")
+        check_range(self.coef >= 0, "the weight of the pretraining loss", "at least 0", self.coef)

@@ -56,16 +56,13 @@ class RolloutModule(CausalLMModule):
     loss = mean over response tokens of ``loss`` + ``pretraining.coef`` x pretraining loss; the text gets no gradient.
 
     Args:
-        student: a transformers causal LM, or a function that loads one; already fine-tuned in the paper.
-        tokenizer: of student and teacher.
-        teacher: a model or a function, as for ``student``.
+        student: as in :class:`CausalLMModule`, as are the arguments not listed here; already fine-tuned in the paper.
         loss: on the response tokens; it may read ``old_logprobs``, ``advantages`` and ``importance_weights``.
         advantages: makes the advantages that the loss reads; ``None`` for a loss that reads none.
         rollouts: how much text a phase has, whose, and how it is sampled.
         pretraining: the loss on the data module's ``lm_stream``; ``None`` for none.
         teacher_use: when the teacher reads the text, what is kept of it, and where it is in between.
         training: how the student is trained; without ``training.dropout``, its dropout is off.
-        validation: how the student is sampled in validation and test.
 
     Raises:
         ValueError: options that contradict each other.
@@ -92,6 +89,7 @@ class RolloutModule(CausalLMModule):
         self.advantages = advantages
         self.rollouts = rollouts or RolloutOptions()
         self.teacher_use = teacher_use or TeacherOptions()
+        self.teacher_offload = self.teacher_use.offload
         self.pretraining_loss = None if pretraining is None or pretraining.coef == 0 else pretraining.loss
         self.pretraining_coef = 0.0 if pretraining is None else pretraining.coef
         _check_method(loss, advantages, self.rollouts, self.teacher_use)
@@ -102,16 +100,11 @@ class RolloutModule(CausalLMModule):
 
     # --- models -----------------------------------------------------------------------------------------------------
 
-    @property
-    def teacher_offload(self) -> bool:
-        """Whether the teacher is kept in CPU memory while it is not needed."""
-        return self.teacher_use.offload
-
     def _rest_teacher(self) -> None:
         """Offload the teacher, unless updates run it: the phase may be from a checkpoint of a run with cache=none."""
         content = None if self._phases is None else self._phases.buffer.content
         is_run = content is not None and self.loss.reads_teacher and content[0].teacher_hidden is None
-        if self.teacher_use.offload and not is_run:
+        if self.teacher_offload and not is_run:
             self.pair.rest_teacher(self.device)
 
     def on_validation_end(self) -> None:
@@ -120,7 +113,7 @@ class RolloutModule(CausalLMModule):
 
     def _check_offload(self, lm_stream: TokenBatches | None) -> None:
         """Check that an offloaded teacher is not read in every step, unless it is sharded."""
-        if not self.teacher_use.offload or self.pair.teacher_is_sharded:
+        if not self.teacher_offload or self.pair.teacher_is_sharded:
             return
         loss = None if lm_stream is None else self.pretraining_loss
         if self.teacher_use.cache == "none" or (loss is not None and loss.reads_teacher):

@@ -16,12 +16,9 @@ class SFTModule(CausalLMModule):
     """Supervised fine-tuning; on a teacher's responses it is SeqKD (Kim and Rush, arXiv 1606.07947).
 
     Args:
-        student: a transformers causal LM, or a function that loads one.
-        tokenizer: of student and teacher.
+        student: as for :class:`CausalLMModule`, as are the arguments that follow ``teacher``.
         loss: a loss on the target tokens; next-token cross-entropy by default.
         teacher: only measures ``val/reverse_kl``, unless the loss reads it; ``None`` for none.
-        training: how the student is trained.
-        validation: how the student is sampled in validation and test.
     """
 
     def __init__(
@@ -46,12 +43,8 @@ class KDModule(CausalLMModule):
     """Word-level knowledge distillation on given text: (1 - kd_ratio) LM loss + kd_ratio divergence.
 
     Args:
-        student: a transformers causal LM, or a function that loads one.
-        tokenizer: of student and teacher.
-        teacher: a model or a function, as for ``student``.
+        student: as for :class:`CausalLMModule`, as are the other arguments.
         loss: any loss without inputs of its own; ``KDLoss(0.5)`` by default, the official baseline.
-        training: how the student is trained.
-        validation: how the student is sampled in validation and test.
     """
 
     def __init__(

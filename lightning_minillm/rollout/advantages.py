@@ -6,11 +6,11 @@ Legend: B rows, T response tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 from torch import Tensor
 
+from lightning_minillm.checks import check_choice, check_range
 from lightning_minillm.functional.returns import ReturnStart, Whitening, discounted_returns, token_rewards
 from lightning_minillm.types import RolloutBatch
 
@@ -32,9 +32,6 @@ class AdvantageEstimator:
         length_normalize: divide the return by the number of tokens left (paper, eq. 6). The official code always does.
         whiten: ``"none"`` (paper), ``"response"`` (statistics over response tokens) or ``"all"`` (official: padded
             positions count as 0). The buffer applies it, over a whole optimiser step.
-
-    Raises:
-        ValueError: an option outside its range.
     """
 
     gamma: float = 0.95
@@ -45,16 +42,12 @@ class AdvantageEstimator:
     whiten: Whitening = "all"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma must be in [0, 1], got {self.gamma}")
-        if self.reward_scaling is not None and self.reward_scaling <= 0:
-            raise ValueError(f"reward_scaling must be positive or null, got {self.reward_scaling}")
-        if self.reward_clip is not None and self.reward_clip < 0:
-            raise ValueError(f"reward_clip must be positive, or 0 or null for none, got {self.reward_clip}")
-        if self.return_start not in get_args(ReturnStart):
-            raise ValueError(f"return_start must be one of {get_args(ReturnStart)}, got {self.return_start!r}")
-        if self.whiten not in get_args(Whitening):
-            raise ValueError(f"whiten must be one of {get_args(Whitening)}, got {self.whiten!r}")
+        scaling, clip = self.reward_scaling, self.reward_clip
+        check_range(0 <= self.gamma <= 1, "gamma", "in [0, 1]", self.gamma)
+        check_range(scaling is None or scaling > 0, "reward_scaling", "positive or null", scaling)
+        check_range(clip is None or clip >= 0, "reward_clip", "positive, or 0 or null for none", clip)
+        check_choice("return_start", self.return_start, ReturnStart)
+        check_choice("whiten", self.whiten, Whitening)
 
     @torch.no_grad()
     def rewards(self, rollouts: RolloutBatch) -> Tensor:
@@ -63,19 +56,13 @@ class AdvantageEstimator:
         Raises:
             ValueError: the rollouts carry no log-probabilities of the teacher.
         """
-        if rollouts.reward_logprobs is None:
+        log_p, log_q, mask = rollouts.reward_logprobs, rollouts.student_logprobs, rollouts.response_mask
+        if log_p is None:
             raise ValueError("the rollouts carry no teacher log-probabilities: sample them with a teacher")
-        return token_rewards(
-            rollouts.reward_logprobs,
-            rollouts.student_logprobs,
-            rollouts.response_mask,
-            self.reward_scaling,
-            self.reward_clip,
-        )
+        return token_rewards(log_p, log_q, mask, self.reward_scaling, self.reward_clip)
 
     @torch.no_grad()
     def returns(self, rollouts: RolloutBatch) -> Tensor:
         """Return the advantages before whitening ``[B, T]``; 0 where masked."""
-        return discounted_returns(
-            self.rewards(rollouts), rollouts.response_mask, self.gamma, self.return_start, self.length_normalize
-        )
+        rewards, mask = self.rewards(rollouts), rollouts.response_mask
+        return discounted_returns(rewards, mask, self.gamma, self.return_start, self.length_normalize)

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lightning_minillm.batch_sizes import BatchSizes, divide, rescale_position
+from lightning_minillm.checks import check_range
 from lightning_minillm.data.batches import shuffle_seed
 from lightning_minillm.distributed.placement import ModelPlacement, OneCopy
 from lightning_minillm.functional.returns import Whitening, whiten, whitening_sums
@@ -79,8 +80,7 @@ class RolloutBuffer:
         lm_batch: Callable[[int], TokenBatch] | None = None,
     ) -> None:
         divide(num_rollouts, sizes.batch_size, "num_rollouts", "batch_size")
-        if ppo_epochs < 1:
-            raise ValueError(f"ppo_epochs must be at least 1, got {ppo_epochs}")
+        check_range(ppo_epochs >= 1, "ppo_epochs", "at least 1", ppo_epochs)
         self.num_rollouts = num_rollouts
         self.sizes = sizes
         self.batch_size = sizes.batch_size
@@ -94,8 +94,9 @@ class RolloutBuffer:
         self.placement = placement or OneCopy()
         self.rank = self.placement.data_rank
         self.lm_batch = lm_batch
+        self.phase = -1
+        """Number of the phase that the buffer holds, -1 when it is empty."""
         self._position = 0
-        self._phase = -1
         self._rollouts: RolloutBatch | None = None
         self._returns = self._weights = torch.zeros(0)
         self._schedule = torch.zeros(0, 0, dtype=torch.int64)
@@ -105,11 +106,6 @@ class RolloutBuffer:
     def num_steps(self) -> int:
         """S, optimiser steps of a phase."""
         return self.ppo_epochs * self.num_rollouts // self.batch_size
-
-    @property
-    def phase(self) -> int:
-        """Number of the phase that the buffer holds, -1 when it is empty."""
-        return self._phase
 
     @property
     def content(self) -> tuple[RolloutBatch, Tensor] | None:
@@ -140,12 +136,11 @@ class RolloutBuffer:
         if len(rollouts) != expected:
             raise ValueError(f"the buffer of this rank holds {expected} rollouts, got {len(rollouts)}")
         self._rollouts, self._returns, self._weights = rollouts, returns, importance_weights
-        self._phase, self._position = phase, 0
+        self.phase, self._position = phase, 0
         schedule = lane_schedule(self.num_rollouts, self.batch_size, self.ppo_epochs, self.seed, phase)
         lanes = schedule[:, self.rank :: self.world_size]
-        self._schedule = (lanes // self.batch_size) * (self.batch_size // self.world_size) + (
-            lanes % self.batch_size
-        ) // self.world_size
+        turn, lane = lanes // self.batch_size, lanes % self.batch_size
+        self._schedule = turn * (self.batch_size // self.world_size) + lane // self.world_size
         self._measure_steps(rollouts)
 
     def __iter__(self) -> Iterator[PolicyBatch]:
@@ -182,12 +177,12 @@ class RolloutBuffer:
             advantages=advantages,
             importance_weights=self._weights[rows][:, :width],
             normalizer=float(self._counts[step]) / (self.world_size * self.accumulation),
-            lm=None if self.lm_batch is None else self.lm_batch(self._phase * len(self) + position),
+            lm=None if self.lm_batch is None else self.lm_batch(self.phase * len(self) + position),
         )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the phase of all ranks with the position in it, as plain tensors and numbers."""
-        state: dict[str, Any] = {"position": self._position, "phase": self._phase, "accumulation": self.accumulation}
+        state: dict[str, Any] = {"position": self._position, "phase": self.phase, "accumulation": self.accumulation}
         if self._rollouts is None:
             return state
         local = {name: value.cpu() for name, value in self._rollouts.columns().items()}
@@ -202,7 +197,7 @@ class RolloutBuffer:
             ValueError: phases or batches have a different size, or the position is inside an optimiser step that has
                 other micro-batches here.
         """
-        self._phase, self._position = state["phase"], 0
+        self.phase, self._position = state["phase"], 0
         if "ranks" not in state:
             return
         position = rescale_position(state["position"], state["accumulation"], self.accumulation)

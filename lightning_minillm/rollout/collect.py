@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import get_args
 
 import torch
 
+from lightning_minillm.checks import check_range
 from lightning_minillm.data.batches import ShuffledStream
 from lightning_minillm.models.pair import ModelPair
 from lightning_minillm.rollout.batching import concatenate_rollouts, select_prompts, select_rollouts
@@ -41,17 +43,14 @@ def collect_rollouts(
         prompts: B left-padded prompts on the sampler's device.
         seed: of the run.
         phase: number of the rollout phase.
-        batch_size: rows that advance together; changes speed and memory, never the result beyond rounding.
+        batch_size: rows that advance together, at least 1; changes speed and memory, never the result beyond rounding.
         listeners: called with (rows done, rows to do) after every batch.
 
     Returns:
         B rollouts in the order of ``prompts``.
 
-    Raises:
-        ValueError: batch_size below 1.
     """
-    if batch_size < 1:
-        raise ValueError(f"the rollout batch size must be at least 1, got {batch_size}")
+    check_range(batch_size >= 1, "the rollout batch size", "at least 1", batch_size)
     order = prompts.attention_mask.sum(-1).argsort(stable=True, descending=True)
     batches, done = [], 0
     for rows in order.split(batch_size):
@@ -135,56 +134,29 @@ class TextCollector:
             progress: share of the training that is done, in [0, 1].
         """
         options = self.options
-        text = options.source.text(self._request(prompts, phase, share, progress))
+        references = _no_references if share is None else share.references
+        student, teacher = (partial(self._sample, phase, writer) for writer in get_args(Writer))
+        request = TextRequest(prompts, phase, progress, options.seed, references, student, teacher)
+        if share is not None:
+            rows, total = share.buffer.local_rows(), share.buffer.num_rollouts
+            request = replace(request, rows=rows, num_rows=total, gather=share.gather)
+        text = options.source.text(request)
         if not options.source.is_on_policy:  # text of an earlier phase comes with what was true then
             text = replace(text, teacher_logprobs=None, reward_logprobs=None, teacher_hidden=None)
         lacks_rewards = self.needs_rewards and text.reward_logprobs is None
         if lacks_rewards or (self.keeps_hidden and text.teacher_hidden is None):
-            teacher = self.pair.require_teacher()
-            text = add_teacher(text, teacher, options.sampling, options.batch_size, self.keeps_hidden)
+            reader = self.pair.require_teacher()
+            text = add_teacher(text, reader, options.sampling, options.batch_size, self.keeps_hidden)
         if options.recompute_logprobs:
             text = recompute_student(text, self.pair.student_split, options.sampling, options.batch_size)
         return text
 
-    def _request(self, prompts: PromptBatch, phase: int, share: PhaseShare | None, progress: float) -> TextRequest:
-        request = TextRequest(
-            prompts=prompts,
-            phase=phase,
-            progress=progress,
-            seed=self.options.seed,
-            reference=_no_references,
-            student=partial(self._sample, phase, "student"),
-            teacher=partial(self._sample, phase, "teacher"),
-        )
-        if share is None:
-            return request
-        return replace(
-            request,
-            reference=share.references,
-            rows=share.buffer.local_rows(),
-            num_rows=share.buffer.num_rollouts,
-            gather=share.gather,
-        )
-
     def _sample(self, phase: int, writer: Writer, prompts: PromptBatch) -> RolloutBatch:
-        options = self.options
-        if writer == "teacher":
-            sampler = sampler_for(self.pair, replace(options.sampling, teacher_mix_alpha=0.0), writer="teacher")
-        else:
-            sampler = sampler_for(
-                self.pair,
-                options.sampling,
-                with_teacher=self.reads_along,
-                keep_teacher_hidden=self.reads_along and self.keeps_hidden,
-            )
-        return collect_rollouts(
-            sampler,
-            prompts,
-            seed=options.seed,
-            phase=phase,
-            batch_size=options.batch_size,
-            listeners=self.listeners,
-        )
+        options, reads = self.options, self.reads_along
+        keeps = reads and self.keeps_hidden
+        sampler = sampler_for(self.pair, options.sampling, writer=writer, with_teacher=reads, keep_teacher_hidden=keeps)
+        seed, size = options.seed, options.batch_size
+        return collect_rollouts(sampler, prompts, seed=seed, phase=phase, batch_size=size, listeners=self.listeners)
 
 
 def _no_references(prompts: PromptBatch) -> RolloutBatch:

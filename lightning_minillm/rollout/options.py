@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
+from lightning_minillm.checks import check_choice, check_range
 from lightning_minillm.rollout.sampling import SamplingConfig
 from lightning_minillm.rollout.sources import StudentText, TextSource
 
@@ -27,9 +28,6 @@ class RolloutOptions:
         recompute_logprobs: replace the sampler's student log-probabilities by those of one full pass, for half
             precision, where cached decoding and a full pass differ.
         seed: of sampling, shuffling and the source.
-
-    Raises:
-        ValueError: an option outside its range.
     """
 
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -42,12 +40,12 @@ class RolloutOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.ppo_epochs < 1 or self.num_rollouts < 1 or self.batch_size < 1:
-            raise ValueError("num_rollouts, ppo_epochs and the rollout batch_size must be at least 1")
+        for name in ("num_rollouts", "ppo_epochs", "batch_size"):
+            check_range(getattr(self, name) >= 1, f"rollouts.{name}", "at least 1", getattr(self, name))
         if self.sampling.temperature == 0:
             raise ValueError("rollouts need a positive sampling temperature, got 0")
-        if self.loss_temperature is not None and self.loss_temperature <= 0:
-            raise ValueError(f"loss_temperature must be positive or null, got {self.loss_temperature}")
+        temperature = self.loss_temperature
+        check_range(temperature is None or temperature > 0, "loss_temperature", "positive or null", temperature)
 
 
 @dataclass(frozen=True)
@@ -62,9 +60,6 @@ class TeacherOptions:
             over it; ``"none"`` runs the teacher in every update.
         offload: keep the teacher in CPU memory except while text is collected; its head stays on the device for the
             cached hidden states. A sharded teacher keeps its shards there and may be read in every step.
-
-    Raises:
-        ValueError: an unknown value.
     """
 
     reading: TeacherReading = "auto"
@@ -72,7 +67,5 @@ class TeacherOptions:
     offload: bool = False
 
     def __post_init__(self) -> None:
-        if self.reading not in get_args(TeacherReading):
-            raise ValueError(f"the teacher's reading must be one of {get_args(TeacherReading)}, got {self.reading!r}")
-        if self.cache not in get_args(TeacherCache):
-            raise ValueError(f"the teacher's cache must be one of {get_args(TeacherCache)}, got {self.cache!r}")
+        check_choice("the teacher's reading", self.reading, TeacherReading)
+        check_choice("the teacher's cache", self.cache, TeacherCache)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from lightning_minillm.checks import check_choice, check_range
 from lightning_minillm.rollout.batching import concatenate_rollouts, select_rollouts
 from lightning_minillm.rollout.sources import TextRequest, TextSource
 from lightning_minillm.types import RolloutBatch
@@ -35,9 +36,6 @@ class AdaptiveReplay(TextSource):
             that what is replayed does not depend on their number.
         fresh: share of student text that is sampled again once the buffer is full: 1 minus the training's progress,
             one half, or the progress.
-
-    Raises:
-        ValueError: an option outside its range.
     """
 
     def __init__(
@@ -48,13 +46,11 @@ class AdaptiveReplay(TextSource):
         capacity: int = 1000,
         fresh: FreshShare = "decreasing",
     ) -> None:
-        if not 0 <= probability <= 1 or not 0 < step <= 1 or tolerance < 0 or capacity < 1:
-            raise ValueError(
-                "probability must be in [0, 1], step in (0, 1], tolerance at least 0 and capacity at least 1; got"
-                f" {probability}, {step}, {tolerance} and {capacity}"
-            )
-        if fresh not in get_args(FreshShare):
-            raise ValueError(f"fresh must be one of {get_args(FreshShare)}, got {fresh!r}")
+        check_range(0 <= probability <= 1, "probability", "in [0, 1]", probability)
+        check_range(0 < step <= 1, "step", "in (0, 1]", step)
+        check_range(tolerance >= 0, "tolerance", "at least 0", tolerance)
+        check_range(capacity >= 1, "capacity", "at least 1", capacity)
+        check_choice("fresh", fresh, FreshShare)
         self.probability = probability
         self.step = step
         self.tolerance = tolerance
@@ -78,15 +74,14 @@ class AdaptiveReplay(TextSource):
         draw = request.draw()
         if draw >= self.probability:
             return request.reference(request.prompts)
-        if len(self) < self.capacity or draw < self.probability * self._fresh_share(request.progress):
+        done = request.progress
+        fresh_share = {"decreasing": 1 - done, "constant": 0.5, "increasing": done}[self.fresh]
+        if len(self) < self.capacity or draw < self.probability * fresh_share:
             return self._remember(request.student(request.prompts), request)
         assert self._buffer is not None
         generator = np.random.default_rng((request.seed, request.phase, 2))
         rows = torch.from_numpy(generator.choice(len(self), size=count, replace=False))
         return select_rollouts(self._buffer, request.share(rows)).to(request.prompts.input_ids.device)
-
-    def _fresh_share(self, progress: float) -> float:
-        return {"decreasing": 1 - progress, "constant": 0.5, "increasing": progress}[self.fresh]
 
     def _remember(self, written: RolloutBatch, request: TextRequest) -> RolloutBatch:
         kept = replace(written.to("cpu"), teacher_logprobs=None, reward_logprobs=None, teacher_hidden=None)

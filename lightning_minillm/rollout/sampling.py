@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lightning_minillm.checks import check_range
+
 
 @dataclass(frozen=True)
 class SamplingConfig:
@@ -21,9 +23,6 @@ class SamplingConfig:
         teacher_mix_alpha: alpha in [0, 1]; tokens come from (1 - alpha) student + alpha teacher (paper, eq. 3).
         teacher_reward_temperature: temperature of the teacher in the reward. The official code uses 1 whatever the
             sampling temperature; ``None`` means the sampling temperature.
-
-    Raises:
-        ValueError: an option outside its range.
     """
 
     max_new_tokens: int = 256
@@ -36,25 +35,16 @@ class SamplingConfig:
     teacher_reward_temperature: float | None = 1.0
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
-            raise ValueError(f"min_new_tokens must be in [0, {self.max_new_tokens}], got {self.min_new_tokens}")
-        if self.temperature < 0 or (self.temperature == 0 and self.teacher_mix_alpha > 0):
-            raise ValueError(
-                f"temperature must be positive (0, greedy, only with teacher_mix_alpha=0), got {self.temperature}"
-            )
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be at least 1, or 0 for all tokens; got {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
-        if self.no_repeat_ngram_size < 0:
-            raise ValueError(
-                f"no_repeat_ngram_size must be at least 1, or 0 to allow repetition; got {self.no_repeat_ngram_size}"
-            )
-        if not 0 <= self.teacher_mix_alpha <= 1:
-            raise ValueError(f"teacher_mix_alpha must be in [0, 1], got {self.teacher_mix_alpha}")
-        if self.teacher_reward_temperature is not None and self.teacher_reward_temperature <= 0:
-            raise ValueError(
-                f"teacher_reward_temperature must be positive or null, got {self.teacher_reward_temperature}"
-            )
+        longest, reward_temperature = self.max_new_tokens, self.teacher_reward_temperature
+        is_greedy = self.temperature == 0 and self.teacher_mix_alpha == 0
+        for name, is_inside, allowed in (
+            ("max_new_tokens", longest >= 1, "at least 1"),
+            ("min_new_tokens", 0 <= self.min_new_tokens <= longest, f"in [0, {longest}]"),
+            ("top_k", self.top_k >= 0, "at least 1, or 0 for all tokens"),
+            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
+            ("no_repeat_ngram_size", self.no_repeat_ngram_size >= 0, "at least 1, or 0 to allow repetition"),
+            ("teacher_mix_alpha", 0 <= self.teacher_mix_alpha <= 1, "in [0, 1]"),
+            ("temperature", self.temperature > 0 or is_greedy, "positive (0, greedy, only with teacher_mix_alpha=0)"),
+            ("teacher_reward_temperature", reward_temperature is None or reward_temperature > 0, "positive or null"),
+        ):
+            check_range(is_inside, name, allowed, getattr(self, name))

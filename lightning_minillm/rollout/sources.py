@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from lightning_minillm.checks import check_range
 from lightning_minillm.types import PromptBatch, RolloutBatch
 
 Writer = Callable[[PromptBatch], RolloutBatch]
@@ -115,14 +116,10 @@ class StudentText(TextSource):
 
     Args:
         student_fraction: lambda in [0, 1]; 1 is purely on-policy, 0 off-policy.
-
-    Raises:
-        ValueError: student_fraction outside [0, 1].
     """
 
     def __init__(self, student_fraction: float = 1.0) -> None:
-        if not 0 <= student_fraction <= 1:
-            raise ValueError(f"student_fraction must be in [0, 1], got {student_fraction}")
+        check_range(0 <= student_fraction <= 1, "student_fraction", "in [0, 1]", student_fraction)
         self.student_fraction = student_fraction
 
     @property

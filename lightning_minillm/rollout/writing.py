@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -27,15 +28,15 @@ def sampler_for(
     Args:
         pair: the models, their tokenizer, and how processes wait for each other while sampling.
         config: sampling options. With ``teacher_mix_alpha`` above 0 the teacher has its share in the student's text.
-        writer: who writes. The teacher writes alone: ``teacher_mix_alpha`` must be 0.
+        writer: who writes. The teacher writes alone, whatever ``teacher_mix_alpha``.
         with_teacher: let the teacher read along although it has no share, for its log-probabilities.
         keep_teacher_hidden: also return the teacher's last hidden states on the response; implies ``with_teacher``.
 
     Raises:
-        ValueError: there is no teacher, or the teacher is to write with ``teacher_mix_alpha`` above 0.
+        ValueError: there is no teacher.
     """
     if writer == "teacher":
-        author, reader = pair.require_teacher(), None
+        author, reader, config = pair.require_teacher(), None, replace(config, teacher_mix_alpha=0.0)
     else:
         author = pair.student_split
         reads = with_teacher or keep_teacher_hidden or config.teacher_mix_alpha > 0
