@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from lightning_minillm.models import ModelPair
 
+T = TypeVar("T")
 Record = dict[str, Any]
 """The measurements of one item: plain JSON values, with the item's number under ``"item"``."""
 
@@ -61,6 +62,29 @@ class Findings:
     """By the name of a picture."""
 
 
+def join_sets(found: Mapping[str, Mapping[str, T]]) -> dict[str, T]:
+    """Return the values of all data sets by one key; if there are several, the key begins with the data set's name.
+
+    Example:
+        >>> join_sets({"dolly": {"loss": 1}}), join_sets({"dolly": {"loss": 1}, "vicuna": {"loss": 2}})
+        ({'loss': 1}, {'dolly/loss': 1, 'vicuna/loss': 2})
+    """
+    return {
+        f"{name}/{key}" if len(found) > 1 else key: value for name, own in found.items() for key, value in own.items()
+    }
+
+
+def pictures_of_sets(pictures: Mapping[str, Picture], data_sets: Sequence[str]) -> dict[str, Picture]:
+    """Return the pictures of each data set, given those of one; among several, titles name theirs."""
+    if len(data_sets) < 2:
+        return dict(pictures)
+    titled = {
+        name: {key: replace(picture, title=f"{name}: {picture.title}") for key, picture in pictures.items()}
+        for name in data_sets
+    }
+    return join_sets(titled)
+
+
 class Evaluation(ABC):
     """One kind of measurement of a model.
 
@@ -78,6 +102,8 @@ class Evaluation(ABC):
     """How each value of the findings is shown, in the order of columns."""
     pictures: Mapping[str, Picture] = {}
     """The axes of each curve of the findings."""
+    data_sets: Sequence[str] = ()
+    """The values of ``"data_set"`` in records, for :meth:`summarise`."""
 
     @abstractmethod
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -106,9 +132,8 @@ class Evaluation(ABC):
             One record per item, in the order of the items, each with its ``"item"``.
         """
 
-    @abstractmethod
     def findings(self, records: Sequence[Record]) -> Findings:
-        """Compute everything that is reported from the records of all items.
+        """Compute everything that is reported from the records of all items: by default, the summary of each data set.
 
         This runs on the first rank alone, so nothing here may wait for other ranks: use functions, or torchmetrics
         classes with ``sync_on_compute=False``.
@@ -116,6 +141,22 @@ class Evaluation(ABC):
         Args:
             records: of all items, sorted by item.
         """
+        found = {
+            name: self.summarise(name, [record for record in records if record["data_set"] == name])
+            for name in self.data_sets
+        }
+        values = join_sets({name: one.values for name, one in found.items()})
+        curves = join_sets({name: one.curves for name, one in found.items()})
+        return Findings({key: values[key] for key in self.measures if key in values}, curves)
+
+    def summarise(self, name: str, records: Sequence[Record]) -> Findings:
+        """Compute the findings of one data set, with the keys that they have if there is no other data set.
+
+        Args:
+            name: of the data set.
+            records: of its items, sorted by item.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define findings, or summarise and data_sets")
 
     def texts(self, records: Sequence[Record]) -> Mapping[str, list[Record]]:
         """Return rows that are written for readers, by the name of a file; none by default.

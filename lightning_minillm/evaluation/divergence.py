@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from lightning_minillm.evaluation.base import Evaluation, Findings, Measure, Record
-from lightning_minillm.evaluation.items import measures_of_sets, metric_name
-from lightning_minillm.evaluation.prompt_sets import PromptItems, PromptSets
+from lightning_minillm.evaluation.prompt_sets import PromptItems
 from lightning_minillm.evaluation.scoring import row_sums
 from lightning_minillm.evaluation.teacher_comparison import pair_divergences, write_responses
 from lightning_minillm.functional.divergences import forward_kl, reverse_kl
@@ -14,11 +14,6 @@ from lightning_minillm.models import ModelPair
 
 FUNCTIONS = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}
 TEXTS = ("student", "teacher", "reference")
-MEASURES = {
-    f"{kl}_kl_on_{text}_text": Measure(f"{kl} KL, {text} text", 4, False)
-    for text in TEXTS
-    for kl in ("forward", "reverse")
-}
 
 
 class DivergenceEvaluation(PromptItems, Evaluation):
@@ -35,10 +30,11 @@ class DivergenceEvaluation(PromptItems, Evaluation):
 
     name = "divergence"
     needs_teacher = True
-
-    def __init__(self, prompts: PromptSets) -> None:
-        self.prompts = prompts
-        self.measures = measures_of_sets(MEASURES, prompts.names)
+    measures_of_set: ClassVar = {
+        f"{kl}_kl_on_{text}_text": Measure(f"{kl} KL, {text} text", 4, False)
+        for text in TEXTS
+        for kl in ("forward", "reverse")
+    }
 
     def step(self, pair: ModelPair, items: Sequence[int]) -> list[Record]:
         """Let both models respond, and record the sum of nats and the number of tokens of each of three texts."""
@@ -59,14 +55,11 @@ class DivergenceEvaluation(PromptItems, Evaluation):
                 record[text] = {**{kl: values[row] for kl, values in sums.items()}, "tokens": counts[row]}
         return records
 
-    def findings(self, records: Sequence[Record]) -> Findings:
-        """Average over the tokens of each data set."""
+    def summarise(self, name: str, records: Sequence[Record]) -> Findings:
+        """Average over tokens."""
         values = {}
-        for name in self.prompts.names:
-            own = [record for record in records if record["data_set"] == name]
-            for text in TEXTS:
-                tokens = sum(record[text]["tokens"] for record in own)
-                for kl in FUNCTIONS:
-                    key = metric_name(f"{kl}_on_{text}_text", name, self.prompts.names)
-                    values[key] = [sum(record[text][kl] for record in own) / tokens]
+        for text in TEXTS:
+            tokens = sum(record[text]["tokens"] for record in records)
+            for kl in FUNCTIONS:
+                values[f"{kl}_on_{text}_text"] = [sum(record[text][kl] for record in records) / tokens]
         return Findings(values)

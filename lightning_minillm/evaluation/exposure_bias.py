@@ -5,31 +5,19 @@ Legend: B rows, L lengths.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_minillm.evaluation.base import Curve, Evaluation, Findings, Measure, Picture, Record
-from lightning_minillm.evaluation.items import measures_of_sets, metric_name, pictures_of_sets
-from lightning_minillm.evaluation.prompt_sets import PromptItems, PromptSets
+from lightning_minillm.evaluation.prompt_sets import PromptItems
 from lightning_minillm.evaluation.teacher_comparison import pair_divergences, write_responses
 from lightning_minillm.functional.divergences import forward_kl
-from lightning_minillm.functional.exposure_bias import accumulated_error, exposure_bias_curves
+from lightning_minillm.metrics import ExposureBias
 from lightning_minillm.models import ModelPair
 from lightning_minillm.types import TokenBatch
-
-MEASURES = {
-    "excess_error": Measure("excess error %, at the end", 1, False),
-    "excess_error_mean": Measure("excess error %, mean", 1, False),
-    "regret": Measure("accumulated regret", 3, False),
-    "epsilon": Measure("error / step on teacher text", 4, False),
-}
-PICTURES = {
-    "excess_error": Picture("Excess accumulated error", "response tokens", "percent"),
-    "regret": Picture("Accumulated regret on the student's own text", "response tokens", "nats"),
-    "epsilon": Picture("Error per step on the teacher's text", "response tokens", "nats"),
-}
 
 
 class ExposureBiasEvaluation(PromptItems, Evaluation):
@@ -55,11 +43,17 @@ class ExposureBiasEvaluation(PromptItems, Evaluation):
 
     name = "exposure_bias"
     needs_teacher = True
-
-    def __init__(self, prompts: PromptSets) -> None:
-        self.prompts = prompts
-        self.measures = measures_of_sets(MEASURES, prompts.names)
-        self.pictures = pictures_of_sets(PICTURES, prompts.names)
+    measures_of_set: ClassVar = {
+        "excess_error": Measure("excess error %, at the end", 1, False),
+        "excess_error_mean": Measure("excess error %, mean", 1, False),
+        "regret": Measure("accumulated regret", 3, False),
+        "epsilon": Measure("error / step on teacher text", 4, False),
+    }
+    pictures_of_set: ClassVar = {
+        "excess_error": Picture("Excess accumulated error", "response tokens", "percent"),
+        "regret": Picture("Accumulated regret on the student's own text", "response tokens", "nats"),
+        "epsilon": Picture("Error per step on the teacher's text", "response tokens", "nats"),
+    }
 
     def step(self, pair: ModelPair, items: Sequence[int]) -> list[Record]:
         """Let both models respond, and compare them on either text; each record lists the nats of every token."""
@@ -78,30 +72,19 @@ class ExposureBiasEvaluation(PromptItems, Evaluation):
         values = pair_divergences(pair, text, {"kl": forward_kl}, self.prompts.sampling)["kl"]
         return [row.tolist() for row in torch.split(values.double().cpu(), text.target_mask.sum(-1).tolist())]
 
-    def findings(self, records: Sequence[Record]) -> Findings:
-        """Compute the metrics and curves of each data set."""
-        values: dict[str, list[float]] = {}
-        curves: dict[str, Curve] = {}
-        length, names = self.prompts.sampling.max_new_tokens, self.prompts.names
-        for name in names:
-            own = [record for record in records if record["data_set"] == name]
-            by_length = exposure_bias_curves(
-                _mean_error((record["on_student_text"] for record in own), length),
-                _mean_error((record["on_teacher_text"] for record in own), length),
-            )
-            summary = {key: float(curve[-1]) for key, curve in by_length.items()}
-            summary["excess_error_mean"] = float(by_length["excess_error"].mean())
-            values |= {metric_name(key, name, names): [summary[key]] for key in MEASURES}
-            lengths = [float(place) for place in range(1, length + 1)]
-            curves |= {metric_name(key, name, names): Curve(lengths, by_length[key].tolist()) for key in PICTURES}
-        return Findings(values, curves)
+    def summarise(self, name: str, records: Sequence[Record]) -> Findings:
+        """Compute metrics and curves."""
+        length = self.prompts.sampling.max_new_tokens
+        metric = ExposureBias(length, sync_on_compute=False)
+        for record in records:
+            metric.update(*_one_row(record["on_student_text"]), *_one_row(record["on_teacher_text"]))
+        by_length = metric.compute()
+        values = {key: [float(curve[-1])] for key, curve in by_length.items()}
+        values["excess_error_mean"] = [float(by_length["excess_error"].mean())]
+        lengths = [float(place) for place in range(1, length + 1)]
+        return Findings(values, {key: Curve(lengths, by_length[key].tolist()) for key in self.pictures_of_set})
 
 
-def _mean_error(rows: Iterable[Sequence[float]], num_lengths: int) -> Tensor:
-    """Return the error accumulated up to each length, averaged over rows of any lengths: ``[L]`` float64."""
-    total, count = torch.zeros(num_lengths, dtype=torch.float64), 0
-    for row in rows:
-        errors = torch.tensor([row], dtype=torch.float64)
-        total += accumulated_error(errors, torch.ones_like(errors, dtype=torch.bool), num_lengths)[0]
-        count += 1
-    return total / count
+def _one_row(row: Sequence[float]) -> tuple[Tensor, Tensor]:
+    errors = torch.tensor([row], dtype=torch.float64)
+    return errors, torch.ones_like(errors, dtype=torch.bool)

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning_minillm.evaluation.base import Evaluation, Findings, Measure, Record
 from lightning_minillm.evaluation.prompt_sets import PromptItems, PromptSets
 from lightning_minillm.models import ModelPair
 from lightning_minillm.rollout import decode_responses, sampler_for
-
-MEASURES = {
-    "responses": Measure("responses", 0),
-    "unfinished": Measure("unfinished responses", 0),
-    "mean_length": Measure("response tokens", 1),
-}
 
 
 class GenerationEvaluation(PromptItems, Evaluation):
@@ -33,6 +27,11 @@ class GenerationEvaluation(PromptItems, Evaluation):
     """
 
     name = "generation"
+    measures_of_set: ClassVar = {
+        "responses": Measure("responses", 0),
+        "unfinished": Measure("unfinished responses", 0),
+        "mean_length": Measure("response tokens", 1),
+    }
 
     def __init__(self, prompts: PromptSets, *, num_samples: int = 1, keep_unfinished: bool = False) -> None:
         if num_samples < 1:
@@ -42,10 +41,9 @@ class GenerationEvaluation(PromptItems, Evaluation):
                 f"responses are generated with one seed for one data set, got seeds {list(prompts.seeds)} and data sets"
                 f" {', '.join(prompts.names)}: use num_samples for several responses per prompt"
             )
-        self.prompts = prompts
+        super().__init__(prompts)
         self.num_samples = num_samples
         self.keep_unfinished = keep_unfinished
-        self.measures = MEASURES
 
     def batches(self) -> list[list[int]]:
         """Return the batches of each sample, in the order of the prompts: rounding depends on the rows of a batch."""
@@ -68,25 +66,22 @@ class GenerationEvaluation(PromptItems, Evaluation):
         sampler = sampler_for(pair, self.prompts.sampling)
         rollouts = sampler.sample(data.prompt_batch(rows).to(pair.device), seed=seed, phase=sample)
         lengths = rollouts.lengths.tolist()
-        records = []
-        for place, text in enumerate(decode_responses(pair.tokenizer, rollouts)):
-            record = data.records[rows[place]]
-            last = int(rollouts.response_ids[place, lengths[place] - 1])
-            records.append(
-                {
-                    "item": items[place],
-                    "instruction": record.instruction,
-                    "input": record.input,
-                    "output": text,
-                    "task": record.task,
-                    "exact": record.exact,
-                    "row": rows[place],
-                    "sample": sample,
-                    "tokens": lengths[place],
-                    "finished": last == pair.tokenizer.eos_token_id,
-                }
-            )
-        return records
+        last = [int(ids[length - 1]) for ids, length in zip(rollouts.response_ids, lengths, strict=True)]
+        return [
+            {
+                "item": items[place],
+                "instruction": data.records[row].instruction,
+                "input": data.records[row].input,
+                "output": text,
+                "task": data.records[row].task,
+                "exact": data.records[row].exact,
+                "row": row,
+                "sample": sample,
+                "tokens": lengths[place],
+                "finished": last[place] == pair.tokenizer.eos_token_id,
+            }
+            for place, (row, text) in enumerate(zip(rows, decode_responses(pair.tokenizer, rollouts), strict=True))
+        ]
 
     def findings(self, records: Sequence[Record]) -> Findings:
         """Count responses, and average the length of those that are kept.

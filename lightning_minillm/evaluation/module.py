@@ -124,10 +124,13 @@ class EvaluationModule(LightningModule):
         Raises:
             ValueError: existing records were made with different settings.
         """
+        assert self.evaluation is not None
+        assert self._files is not None
         todo, error = None, None
         if self.trainer.is_global_zero:
             try:
-                todo = self._batches_to_do()
+                done = self._files.open(self.identity(self.evaluation))
+                todo = [items for items in self.evaluation.batches() if not done.issuperset(items)]
             except ValueError as raised:
                 error = str(raised)
         todo, error = self.trainer.strategy.broadcast((todo, error))
@@ -135,12 +138,6 @@ class EvaluationModule(LightningModule):
             raise ValueError(error)
         assert todo is not None
         return Jobs(todo, placement_of(self.trainer).data_rank, placement_of(self.trainer).data_world_size)
-
-    def _batches_to_do(self) -> list[list[int]]:
-        assert self.evaluation is not None
-        assert self._files is not None
-        done = self._files.open(self.identity(self.evaluation))
-        return [items for items in self.evaluation.batches() if not done.issuperset(items)]
 
     @torch.no_grad()
     def test_step(self, batch: Job, batch_idx: int) -> None:

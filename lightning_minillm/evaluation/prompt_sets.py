@@ -3,75 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
 from lightning_minillm.data import EncodedInstructions, Lengths, PromptTemplate, RecordSource, encode_records
+from lightning_minillm.evaluation.base import Measure, Picture, Record, join_sets, pictures_of_sets
 from lightning_minillm.evaluation.data_sets import batches_by_length, digest_of_data
 from lightning_minillm.evaluation.items import ItemNumbers
 from lightning_minillm.rollout import SamplingConfig
 
 
+@dataclass(frozen=True, eq=False)
 class PromptSets:
     """Data sets of instructions, and how models respond to them; an item is one prompt with one sampling seed.
-
-    Args:
-        sources: of instruction records, by the name of the data set. With one data set, metrics have plain names; with
-            several, its name comes first.
-        template: makes the prompts.
-        sampling: how a model is sampled; ``teacher_mix_alpha`` must be 0.
-        max_length: maximum number of tokens of prompt and reference; longer references are cut.
-        max_prompt_length: maximum number of tokens of a prompt; longer prompts are left out.
-        batch_size: number of rows that one rank processes together.
-        seeds: of sampling, at least one.
-        cache_dir: folder for tokenised data; ``None`` tokenises every time.
-
-    Attributes:
-        data: the tokenised data sets by name; empty until :meth:`prepare`.
 
     Raises:
         ValueError: there is no data set or no seed, a seed occurs twice, sampling mixes in a teacher, or the lengths
             contradict each other.
     """
 
-    def __init__(
-        self,
-        sources: Mapping[str, RecordSource],
-        template: PromptTemplate,
-        sampling: SamplingConfig,
-        *,
-        max_length: int = 512,
-        max_prompt_length: int = 256,
-        batch_size: int = 64,
-        seeds: Sequence[int] = (10, 20, 30, 40, 50),
-        cache_dir: str | None = None,
-    ) -> None:
-        if not sources:
+    sources: Mapping[str, RecordSource]
+    """Instruction records by the name of the data set. With several data sets, its name begins those of metrics."""
+    template: PromptTemplate
+    """Makes the prompts."""
+    sampling: SamplingConfig
+    """How a model is sampled; ``teacher_mix_alpha`` must be 0."""
+    _: KW_ONLY
+    max_length: int = 512
+    """Maximum number of tokens of prompt and reference; longer references are cut."""
+    max_prompt_length: int = 256
+    """Maximum number of tokens of a prompt; longer prompts are left out."""
+    batch_size: int = 64
+    """Number of rows that one rank processes together."""
+    seeds: Sequence[int] = (10, 20, 30, 40, 50)
+    """Of sampling, at least one."""
+    cache_dir: str | None = None
+    """Folder for tokenised data; ``None`` tokenises every time."""
+    data: dict[str, EncodedInstructions] = field(init=False, default_factory=dict)
+    """The tokenised data sets by name; empty until :meth:`prepare`."""
+
+    def __post_init__(self) -> None:
+        if not self.sources:
             raise ValueError("there is no data set to respond to: name at least one")
-        if not seeds or len(set(seeds)) < len(seeds):
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(
-                f"seeds must be different sampling seeds, at least one, such as [10, 20], got {list(seeds)}"
+                f"seeds must be different sampling seeds, at least one, such as [10, 20], got {list(self.seeds)}"
             )
-        if sampling.teacher_mix_alpha != 0:
+        if self.sampling.teacher_mix_alpha != 0:
             raise ValueError(
-                f"every model is sampled on its own here: set teacher_mix_alpha=0, got {sampling.teacher_mix_alpha}"
+                "every model is sampled on its own here: set teacher_mix_alpha=0, got"
+                f" {self.sampling.teacher_mix_alpha}"
             )
-        self.sources = dict(sources)
-        self.template = template
-        self.sampling = sampling
-        self.lengths = Lengths(max_length, max_prompt_length)
-        self.batch_size = batch_size
-        self.seeds = tuple(seeds)
-        self.cache_dir = cache_dir
-        self.data: dict[str, EncodedInstructions] = {}
-        self._numbers = ItemNumbers({})
+        Lengths(self.max_length, self.max_prompt_length)  # checks them
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the data sets."""
         return tuple(self.sources)
+
+    @property
+    def _numbers(self) -> ItemNumbers:
+        return ItemNumbers({name: len(data) for name, data in self.data.items()})
 
     @property
     def num_rows(self) -> int:
@@ -89,14 +83,15 @@ class PromptSets:
         Raises:
             ValueError: data is missing, is empty or lacks a field.
         """
+        lengths = Lengths(self.max_length, self.max_prompt_length)
         for name, source in self.sources.items():
-            self.data[name] = encode_records(name, source, tokenizer, self.template, self.lengths, self.cache_dir)
-        self._numbers = ItemNumbers({name: len(data) for name, data in self.data.items()})
+            self.data[name] = encode_records(name, source, tokenizer, self.template, lengths, self.cache_dir)
 
     def batches(self) -> list[list[int]]:
         """Return all items, seed by seed, each data set's rows in batches of prompts of similar length."""
+        numbers = self._numbers
         per_seed = [
-            self._numbers.number(name, rows)
+            numbers.number(name, rows)
             for name, data in self.data.items()
             for rows in batches_by_length(data, self.batch_size)
         ]
@@ -108,10 +103,11 @@ class PromptSets:
         Raises:
             IndexError: the items belong to no seed, or not all to one data set and seed.
         """
-        place = items[0] // max(1, self.num_rows)
+        numbers = self._numbers
+        place = items[0] // max(1, numbers.total)
         if not 0 <= place < len(self.seeds):
-            raise IndexError(f"items must be in [0, {len(self.seeds) * self.num_rows}), got {items[0]}")
-        return self.seeds[place], *self._numbers.find([item - place * self.num_rows for item in items])
+            raise IndexError(f"items must be in [0, {len(self.seeds) * numbers.total}), got {items[0]}")
+        return self.seeds[place], *numbers.find([item - place * numbers.total for item in items])
 
     def identity(self) -> dict[str, Any]:
         """Return seeds, sampling, and a digest of prompts and references."""
@@ -119,8 +115,8 @@ class PromptSets:
             "seeds": list(self.seeds),
             "sampling": asdict(self.sampling),
             "batch_size": self.batch_size,
-            "max_length": self.lengths.max_length,
-            "max_prompt_length": self.lengths.max_prompt_length,
+            "max_length": self.max_length,
+            "max_prompt_length": self.max_prompt_length,
             "data": digest_of_data(self.data, self.template),
         }
 
@@ -128,11 +124,23 @@ class PromptSets:
 class PromptItems:
     """What evaluations of responses share: their items are those of ``prompts``.
 
-    Put it before :class:`~lightning_minillm.evaluation.Evaluation` among the bases, and set ``prompts``.
+    Put it before :class:`~lightning_minillm.evaluation.Evaluation` among the bases, and call its constructor or set
+    ``prompts``.
+
+    Args:
+        prompts: the data sets, and how models respond to them.
     """
 
     name: ClassVar[str]
-    prompts: PromptSets
+    measures_of_set: ClassVar[Mapping[str, Measure]] = {}
+    """The ``measures`` of an evaluation of one data set."""
+    pictures_of_set: ClassVar[Mapping[str, Picture]] = {}
+
+    def __init__(self, prompts: PromptSets) -> None:
+        self.prompts = prompts
+        self.data_sets: Sequence[str] = prompts.names
+        self.measures: Mapping[str, Measure] = join_sets(dict.fromkeys(prompts.names, self.measures_of_set))
+        self.pictures: Mapping[str, Picture] = pictures_of_sets(self.pictures_of_set, prompts.names)
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Read and tokenise the data sets."""
@@ -141,6 +149,10 @@ class PromptItems:
     def batches(self) -> list[list[int]]:
         """Return the batches of the prompts."""
         return self.prompts.batches()
+
+    def file_name(self, record: Record, name: str) -> str:
+        """Return the name of a file of :meth:`texts`: with that of the record's data set if there are several."""
+        return f"{record['data_set']}_{name}" if len(self.data_sets) > 1 else name
 
     def identity(self) -> dict[str, Any]:
         """Return the name, and what determines the prompts and responses."""

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
 from lightning_minillm.evaluation.base import Curve, Evaluation, Findings, Measure, Picture, Record
-from lightning_minillm.evaluation.items import measures_of_sets, metric_name, pictures_of_sets
 from lightning_minillm.evaluation.prompt_sets import PromptItems, PromptSets
 from lightning_minillm.evaluation.scoring import row_sums, target_scores
 from lightning_minillm.evaluation.teacher_comparison import pair_divergences
@@ -36,15 +34,6 @@ MEASURES = {
     "dist4": Measure("distinct 4-grams %", 1, True),
     **{f"rougeL_{name}": Measure(f"Rouge-L, {name} tokens", 2, True) for name in LENGTH_BUCKETS},
 }
-PICTURES = {
-    "rougeL_by_length": Picture(
-        title="Rouge-L by length of the reference",
-        x_label="tokens of the reference",
-        y_label="Rouge-L",
-        kind="bars",
-        x_ticks=tuple(LENGTH_BUCKETS),
-    )
-}
 
 
 class ResponsesEvaluation(PromptItems, Evaluation):
@@ -55,14 +44,20 @@ class ResponsesEvaluation(PromptItems, Evaluation):
     """
 
     name = "responses"
+    measures_of_set: ClassVar = MEASURES
+    pictures_of_set: ClassVar = {
+        "rougeL_by_length": Picture(
+            title="Rouge-L by length of the reference",
+            x_label="tokens of the reference",
+            y_label="Rouge-L",
+            kind="bars",
+            x_ticks=tuple(LENGTH_BUCKETS),
+        )
+    }
 
     def __init__(self, prompts: PromptSets) -> None:
-        self.prompts = prompts
+        super().__init__(prompts)
         self.reference_lengths: dict[str, list[int]] = {}
-        self.measures = measures_of_sets(MEASURES, prompts.names)
-        self.pictures = pictures_of_sets(PICTURES, prompts.names)
-
-    # --- before any model -------------------------------------------------------------------------------------------
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Read and tokenise the data sets, and count the tokens of their references."""
@@ -71,8 +66,6 @@ class ResponsesEvaluation(PromptItems, Evaluation):
             references = [record.responses[0] for record in data.records]
             ids = tokenizer(references, add_special_tokens=False, verbose=False).input_ids
             self.reference_lengths[name] = [len(row) for row in ids]
-
-    # --- with a model -----------------------------------------------------------------------------------------------
 
     def step(self, pair: ModelPair, items: Sequence[int]) -> list[Record]:
         """Sample a batch of responses and score them; with the first seed, also score the references."""
@@ -94,33 +87,25 @@ class ResponsesEvaluation(PromptItems, Evaluation):
                 record.pop("loss_tokens", None)
         return records
 
-    # --- afterwards -------------------------------------------------------------------------------------------------
-
-    def findings(self, records: Sequence[Record]) -> Findings:
-        """Compute every metric of each data set and seed."""
+    def summarise(self, name: str, records: Sequence[Record]) -> Findings:
+        """Compute every metric of each seed."""
         values: dict[str, list[float]] = {}
-        curves = {}
-        for name in self.prompts.names:
-            key = partial(metric_name, data_set=name, data_sets=self.prompts.names)
-            own = [record for record in records if record["data_set"] == name]
-            loss = mean_reference_loss(own)
-            for seed in self.prompts.seeds:
-                summary = summarise_responses([record for record in own if record["seed"] == seed]) | {"loss": loss}
-                for metric, value in summary.items():
-                    if not math.isnan(value):  # otherwise no record has it
-                        values.setdefault(key(metric), []).append(value)
-            means = [values.get(key(f"rougeL_{bucket}")) for bucket in LENGTH_BUCKETS]
-            found = [(float(place), sum(mean) / len(mean)) for place, mean in enumerate(means) if mean]
-            curves[key("rougeL_by_length")] = Curve(*map(list, zip(*found, strict=True)))
-        return Findings({name: values[name] for name in self.measures if name in values}, curves)
+        loss = mean_reference_loss(records)
+        for seed in self.prompts.seeds:
+            summary = summarise_responses([record for record in records if record["seed"] == seed]) | {"loss": loss}
+            for metric, value in summary.items():
+                if not math.isnan(value):  # otherwise no record has it
+                    values.setdefault(metric, []).append(value)
+        means = [values.get(f"rougeL_{bucket}") for bucket in LENGTH_BUCKETS]
+        found = [(float(place), sum(mean) / len(mean)) for place, mean in enumerate(means) if mean]
+        return Findings(values, {"rougeL_by_length": Curve(*map(list, zip(*found, strict=True)))})
 
     def texts(self, records: Sequence[Record]) -> dict[str, list[Record]]:
         """Return the responses of each data set and seed, row by row."""
         files: dict[str, list[Record]] = {}
         for record in records:
-            prefix = f"{record['data_set']}_" if len(self.prompts.names) > 1 else ""
-            kept = {key: value for key, value in record.items() if key not in ("item", "data_set", "seed")}
-            files.setdefault(f"{prefix}seed_{record['seed']}", []).append(kept)
+            row = {key: value for key, value in record.items() if key not in ("item", "data_set", "seed")}
+            files.setdefault(self.file_name(record, f"seed_{record['seed']}"), []).append(row)
         return files
 
 

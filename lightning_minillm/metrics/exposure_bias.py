@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -16,6 +18,7 @@ class ExposureBias(Metric):
 
     Args:
         num_lengths: L, the maximum number of response tokens; at least 1.
+        options: of :class:`torchmetrics.Metric`.
 
     Raises:
         ValueError: ``num_lengths`` is below 1.
@@ -27,14 +30,13 @@ class ExposureBias(Metric):
     oracle_error: Tensor
     count: Tensor
 
-    def __init__(self, num_lengths: int) -> None:
-        super().__init__()
+    def __init__(self, num_lengths: int, **options: Any) -> None:
+        super().__init__(**options)
         if num_lengths < 1:
             raise ValueError(f"num_lengths must be at least 1, got {num_lengths}")
         self.num_lengths = num_lengths
-        for name in ("regret", "oracle_error"):
-            self.add_state(name, torch.zeros(num_lengths, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        for name, shape in (("regret", (num_lengths,)), ("oracle_error", (num_lengths,)), ("count", ())):
+            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, student: Tensor, student_mask: Tensor, teacher: Tensor, teacher_mask: Tensor) -> None:
         """Add B prompts.

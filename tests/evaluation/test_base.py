@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from lightning_minillm.evaluation.base import Measure, Picture, join_sets, pictures_of_sets
+
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
@@ -28,3 +30,11 @@ def test_the_guides_evaluation_measures_a_model(make_model, make_pair, make_eval
 def test_the_example_of_the_metrics_runs(capsys):
     run_example("metrics.md")
     assert capsys.readouterr().out == "100.0 66.66666666666667\n"
+
+
+def test_names_carry_the_data_set_if_there_are_several():
+    measure, picture = Measure("ECE"), Picture("Reliability", "x", "y")
+    assert join_sets({"a": {"ece": measure}}) == {"ece": measure}
+    assert join_sets({"a": {"ece": measure}, "b": {"ece": measure}}) == {"a/ece": measure, "b/ece": measure}
+    assert pictures_of_sets({"ece": picture}, ["a"]) == {"ece": picture}
+    assert pictures_of_sets({"ece": picture}, ["a", "b"])["b/ece"].title == "b: Reliability"

@@ -1,7 +1,6 @@
 import pytest
 
-from lightning_minillm.evaluation.base import Measure, Picture
-from lightning_minillm.evaluation.items import ItemNumbers, measures_of_sets, metric_name, pictures_of_sets
+from lightning_minillm.evaluation.items import ItemNumbers
 
 
 def test_numbers_go_through_all_data_sets():
@@ -15,12 +14,3 @@ def test_numbers_go_through_all_data_sets():
 def test_items_of_no_data_set_or_of_several_are_refused(items):
     with pytest.raises(IndexError, match=r"\[0, 8\), all of one data set"):
         ItemNumbers({"a": 3, "b": 1, "c": 4}).find(items)
-
-
-def test_names_carry_the_data_set_if_there_are_several():
-    measure, picture = Measure("ECE"), Picture("Reliability", "x", "y")
-    assert metric_name("ece", "a", ["a"]) == "ece"
-    assert measures_of_sets({"ece": measure}, ["a"]) == {"ece": measure}
-    assert measures_of_sets({"ece": measure}, ["a", "b"]) == {"a/ece": measure, "b/ece": measure}
-    assert pictures_of_sets({"ece": picture}, ["a"]) == {"ece": picture}
-    assert pictures_of_sets({"ece": picture}, ["a", "b"])["b/ece"].title == "b: Reliability"

@@ -16,10 +16,19 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 from transformers import PreTrainedTokenizerBase
 
 from lightning_minillm.data import EncodedInstructions, InstructionRecord, Lengths, PromptTemplate
-from lightning_minillm.evaluation.base import Curve, Evaluation, Findings, Measure, Picture, Record
+from lightning_minillm.evaluation.base import (
+    Curve,
+    Evaluation,
+    Findings,
+    Measure,
+    Picture,
+    Record,
+    join_sets,
+    pictures_of_sets,
+)
 from lightning_minillm.evaluation.classification.records import ClassificationSource
 from lightning_minillm.evaluation.data_sets import batches_by_length, digest_of_data, require_data
-from lightning_minillm.evaluation.items import ItemNumbers, measures_of_sets, metric_name, pictures_of_sets
+from lightning_minillm.evaluation.items import ItemNumbers
 from lightning_minillm.evaluation.scoring import response_scores
 from lightning_minillm.functional.calibration import reliability_bins
 from lightning_minillm.models import ModelPair
@@ -95,10 +104,9 @@ class CalibrationEvaluation(Evaluation):
         self.cache_dir = cache_dir
         self.data: dict[str, _Examples] = {}
         self.items = ItemNumbers({})
-        self.measures = measures_of_sets(MEASURES, self.sources)
-        self.pictures = pictures_of_sets(PICTURES, self.sources)
-
-    # --- before any model -------------------------------------------------------------------------------------------
+        self.data_sets = tuple(self.sources)
+        self.measures = join_sets(dict.fromkeys(self.sources, MEASURES))
+        self.pictures = pictures_of_sets(PICTURES, self.data_sets)
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Read the data sets, and tokenise every prompt with every label word.
@@ -159,8 +167,6 @@ class CalibrationEvaluation(Evaluation):
         rows = {name: data.rows for name, data in self.data.items()}
         return {"name": self.name, "batch_size": self.batch_size, "data": digest_of_data(rows, self.template)}
 
-    # --- with a model -----------------------------------------------------------------------------------------------
-
     def step(self, pair: ModelPair, items: Sequence[int]) -> list[Record]:
         """Score the label words of a batch of examples: the log-probability of each under the prompt."""
         name, examples = self.items.find(items)
@@ -173,25 +179,16 @@ class CalibrationEvaluation(Evaluation):
             for item, example, logprobs in zip(items, examples, of_words, strict=True)
         ]
 
-    # --- afterwards -------------------------------------------------------------------------------------------------
-
-    def findings(self, records: Sequence[Record]) -> Findings:
-        """Compute the metrics and the reliability curve of each data set."""
-        values: dict[str, list[float]] = {}
-        curves: dict[str, Curve] = {}
-        for name in self.sources:
-            own = [record for record in records if record["data_set"] == name]
-            probabilities = torch.tensor([record["logprobs"] for record in own], dtype=torch.float64).softmax(-1)
-            labels = torch.tensor([record["label"] for record in own])
-            measured = calibration_metrics(probabilities, labels, self.num_bins)
-            values |= {metric_name(key, name, self.sources): [measured[key]] for key in MEASURES}
-            confidence, predicted = probabilities.max(-1)
-            bins = reliability_bins(confidence, predicted == labels, self.num_bins)
-            filled = bins.counts > 0
-            curves[metric_name("reliability", name, self.sources)] = Curve(
-                bins.confidence[filled].tolist(), bins.accuracy[filled].tolist()
-            )
-        return Findings(values, curves)
+    def summarise(self, name: str, records: Sequence[Record]) -> Findings:
+        """Compute the metrics and the reliability curve."""
+        probabilities = torch.tensor([record["logprobs"] for record in records], dtype=torch.float64).softmax(-1)
+        labels = torch.tensor([record["label"] for record in records])
+        measured = calibration_metrics(probabilities, labels, self.num_bins)
+        confidence, predicted = probabilities.max(-1)
+        bins = reliability_bins(confidence, predicted == labels, self.num_bins)
+        filled = bins.counts > 0
+        curve = Curve(bins.confidence[filled].tolist(), bins.accuracy[filled].tolist())
+        return Findings({key: [value] for key, value in measured.items()}, {"reliability": curve})
 
 
 def calibration_metrics(probabilities: Tensor, labels: Tensor, num_bins: int = 10) -> dict[str, float]:

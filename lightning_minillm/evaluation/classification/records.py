@@ -132,11 +132,8 @@ def _column(row: Mapping[str, Any], part: str, names: Names, where: str) -> Any:
 def sst2_source(path: str | None, split: str | None = None, limit: int | None = None) -> ClassificationSource:
     """Return SST-2: sentences from film reviews, negative or positive (Socher et al. 2013; GLUE).
 
-    Args:
-        path: a table with the columns ``text`` or ``sentence``, and ``label`` (0 or 1, or the words); or a hub name
-            such as ``stanfordnlp/sst2``.
-        split: of a hub data set, e.g. ``validation`` (the test set has no labels).
-        limit: maximum number of examples; ``None`` for all.
+    The path is a table with the columns ``text`` or ``sentence``, and ``label`` (0 or 1, or the words); or a hub name
+    such as ``stanfordnlp/sst2``, with ``split="validation"`` (the test set has no labels).
     """
     return ClassificationSource(
         path,
@@ -152,11 +149,8 @@ def sst2_source(path: str | None, split: str | None = None, limit: int | None = 
 def boolq_source(path: str | None, split: str | None = None, limit: int | None = None) -> ClassificationSource:
     """Return BoolQ: yes-or-no questions, each with a passage that answers it (Clark et al. 2019; SuperGLUE).
 
-    Args:
-        path: a file with ``question``, ``passage``, and ``answer`` or ``label`` (true or false, 1 or 0); or a hub name
-            such as ``google/boolq``.
-        split: of a hub data set, e.g. ``validation``.
-        limit: maximum number of examples; ``None`` for all.
+    The path is a file with ``question``, ``passage``, and ``answer`` or ``label`` (true or false, 1 or 0); or a hub
+    name such as ``google/boolq``.
     """
     return ClassificationSource(
         path,

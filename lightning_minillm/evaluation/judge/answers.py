@@ -12,7 +12,7 @@ from lightning_minillm.files import append_json_lines, drop_cut_line, iterate_js
 
 @dataclass(frozen=True)
 class CostLimits:
-    """The cost of one :meth:`~lightning_minillm.evaluation.judge.ChatClient.ask`, at most.
+    """The cost of one :meth:`~lightning_minillm.evaluation.ChatClient.ask`, at most.
 
     Raises:
         ValueError: a limit is below 1.

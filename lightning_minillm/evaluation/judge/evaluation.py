@@ -10,8 +10,7 @@ from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
 from lightning_minillm.data.records import iterate_rows
-from lightning_minillm.evaluation.base import Evaluation, Findings, Record
-from lightning_minillm.evaluation.items import measures_of_sets, metric_name
+from lightning_minillm.evaluation.base import Evaluation, Findings, Record, join_sets
 from lightning_minillm.evaluation.judge.answers import Answers
 from lightning_minillm.evaluation.judge.client import ChatClient
 from lightning_minillm.evaluation.judge.prompts import ask_for_scores, ask_for_verdict
@@ -58,15 +57,14 @@ class JudgeEvaluation(PromptItems, Evaluation):
     ) -> None:
         if mode not in ("score", "pairwise"):
             raise ValueError(f"mode must be score or pairwise, got {mode!r}")
-        self.prompts = prompts
+        super().__init__(prompts)
+        self.measures = join_sets(dict.fromkeys(prompts.names, MEASURES[mode]))
         self.client = client
         self.mode = mode
         self.baseline = _by_data_set(baseline, prompts.names) if mode == "pairwise" else {}
         self.swap_order = swap_order
         self.opponents: dict[str, dict[str, str]] = {}
-        self.measures = measures_of_sets(MEASURES[mode], prompts.names)
-
-    # --- before any model -------------------------------------------------------------------------------------------
+        self._refused: Mapping[str, str] = {}
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Check that the judge can be reached, and read the data and the baseline's responses.
@@ -91,8 +89,6 @@ class JudgeEvaluation(PromptItems, Evaluation):
                 f" prompts of data set {name!r}, such as {missing[0][:80]!r}: evaluate the baseline on the same data"
             )
 
-    # --- with a model -----------------------------------------------------------------------------------------------
-
     def step(self, pair: ModelPair, items: Sequence[int]) -> list[Record]:
         """Sample a batch of responses."""
         seed, name, rows = self.prompts.find(items)
@@ -101,29 +97,23 @@ class JudgeEvaluation(PromptItems, Evaluation):
         described = describe_responses(pair, batch, rollouts)
         return [{"item": item, "data_set": name, **row} for item, row in zip(items, described, strict=True)]
 
-    # --- afterwards -------------------------------------------------------------------------------------------------
-
     def findings(self, records: Sequence[Record]) -> Findings:
         """Ask the judge about all responses, and summarise its answers.
 
         Raises:
             JudgeError: the judge stopped answering; responses and answers are kept.
         """
-        questions = [question for record in records for question in self._questions(record)]
-        answers = self._ask(questions)
-        texts = dict(zip(questions, answers.texts, strict=True))
-        refused = dict.fromkeys(answers.refusals, "")
-        values: dict[str, list[float]] = {}
-        for name in self.prompts.names:
-            rows = [
-                judge_row(self.mode, [refused.get(question, texts[question]) for question in self._questions(record)])
-                for record in records
-                if record["data_set"] == name
-            ]
-            values |= {
-                metric_name(key, name, self.prompts.names): [value] for key, value in summarise_rows(rows).items()
-            }
-        return Findings({name: values[name] for name in self.measures if name in values})
+        answers = self._ask([question for record in records for question in self._questions(record)])
+        self._refused = answers.refusals
+        return super().findings(records)
+
+    def summarise(self, name: str, records: Sequence[Record]) -> Findings:
+        """Summarise the answers."""
+        rows = [
+            judge_row(self.mode, ["" if each in self._refused else self.client.known(each) for each in questions])
+            for questions in map(self._questions, records)
+        ]
+        return Findings({key: [value] for key, value in summarise_rows(rows).items()})
 
     def _questions(self, record: Record) -> list[str]:
         """Return the questions about a row: with the response shown first, then, if orders are swapped, second."""
@@ -159,8 +149,7 @@ class JudgeEvaluation(PromptItems, Evaluation):
             said |= {"score": row.scores[0], "reference_score": row.scores[1]} if row.scores else {}
             said |= {"outcome": row.outcome} if row.outcome else {}
             kept = {key: value for key, value in record.items() if key not in ("item", "data_set")}
-            prefix = f"{record['data_set']}_" if len(self.prompts.names) > 1 else ""
-            files.setdefault(f"{prefix}judge", []).append(kept | said)
+            files.setdefault(self.file_name(record, "judge"), []).append(kept | said)
         return files
 
 

@@ -16,9 +16,9 @@ from torchmetrics.functional.retrieval import retrieval_recall, retrieval_recipr
 from transformers import PreTrainedTokenizerBase
 
 from lightning_minillm.data import EncodedInstructions, InstructionRecord, Lengths, PromptTemplate
-from lightning_minillm.evaluation.base import Evaluation, Findings, Measure, Record
+from lightning_minillm.evaluation.base import Evaluation, Findings, Measure, Record, join_sets
 from lightning_minillm.evaluation.data_sets import digest_of_data, require_data
-from lightning_minillm.evaluation.items import ItemNumbers, measures_of_sets, metric_name
+from lightning_minillm.evaluation.items import ItemNumbers
 from lightning_minillm.evaluation.retrieval.passages import PassageSet, PassageSource, Question
 from lightning_minillm.evaluation.scoring import response_scores
 from lightning_minillm.models import ModelPair
@@ -112,7 +112,8 @@ class RetrievalEvaluation(Evaluation):
         self.relevant: dict[str, list[list[bool]]] = {}
         self.encoder_scores: dict[str, list[list[float]]] = {}
         self.items = ItemNumbers({})
-        self.measures = measures_of_sets(self._measures(), self.sources)
+        self.data_sets = tuple(self.sources)
+        self.measures = join_sets(dict.fromkeys(self.sources, self._measures()))
 
     def _measures(self) -> dict[str, Measure]:
         of_model = {"mrr": Measure("MRR %", 1, True)}
@@ -122,8 +123,6 @@ class RetrievalEvaluation(Evaluation):
         return of_model | {
             f"encoder_{key}": Measure(f"{measure.title}, encoder", 1, True) for key, measure in of_model.items()
         }
-
-    # --- before any model -------------------------------------------------------------------------------------------
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Read the sets, choose candidates, and tokenise every passage with its question.
@@ -196,8 +195,6 @@ class RetrievalEvaluation(Evaluation):
         """Return the name, the batch size, and a digest of the pairs of passage and question."""
         return {"name": self.name, "batch_size": self.batch_size, "data": digest_of_data(self.rows, self.template)}
 
-    # --- with a model -----------------------------------------------------------------------------------------------
-
     def step(self, pair: ModelPair, items: Sequence[int]) -> list[Record]:
         """Score the candidates of a batch of questions: log p(question | passage) of each."""
         name, questions = self.items.find(items)
@@ -214,19 +211,14 @@ class RetrievalEvaluation(Evaluation):
             for item, question in zip(items, questions, strict=True)
         ]
 
-    # --- afterwards -------------------------------------------------------------------------------------------------
-
-    def findings(self, records: Sequence[Record]) -> Findings:
-        """Compute MRR and Recall@k of each set."""
-        values: dict[str, list[float]] = {}
-        for name in self.sources:
-            scores = [record["scores"] for record in records if record["data_set"] == name]
-            measured = retrieval_metrics(scores, self.relevant[name], self.recall_at)
-            if name in self.encoder_scores:
-                by_encoder = retrieval_metrics(self.encoder_scores[name], self.relevant[name], self.recall_at)
-                measured |= {f"encoder_{key}": value for key, value in by_encoder.items()}
-            values |= {metric_name(key, name, self.sources): [value] for key, value in measured.items()}
-        return Findings(values)
+    def summarise(self, name: str, records: Sequence[Record]) -> Findings:
+        """Compute MRR and Recall@k."""
+        scores = [record["scores"] for record in records]
+        measured = retrieval_metrics(scores, self.relevant[name], self.recall_at)
+        if name in self.encoder_scores:
+            by_encoder = retrieval_metrics(self.encoder_scores[name], self.relevant[name], self.recall_at)
+            measured |= {f"encoder_{key}": value for key, value in by_encoder.items()}
+        return Findings({key: [value] for key, value in measured.items()})
 
 
 def retrieval_metrics(
