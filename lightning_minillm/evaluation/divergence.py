@@ -7,8 +7,7 @@ from typing import ClassVar
 
 from lightning_minillm.evaluation.base import Evaluation, Findings, Measure, Record
 from lightning_minillm.evaluation.prompt_sets import PromptItems
-from lightning_minillm.evaluation.scoring import row_sums
-from lightning_minillm.evaluation.teacher_comparison import pair_divergences, write_responses
+from lightning_minillm.evaluation.scoring import pair_divergences, row_sums, write_responses
 from lightning_minillm.functional.divergences import forward_kl, reverse_kl
 from lightning_minillm.models import ModelPair
 

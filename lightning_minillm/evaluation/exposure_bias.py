@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_minillm.evaluation.base import Curve, Evaluation, Findings, Measure, Picture, Record
 from lightning_minillm.evaluation.prompt_sets import PromptItems
-from lightning_minillm.evaluation.teacher_comparison import pair_divergences, write_responses
+from lightning_minillm.evaluation.scoring import pair_divergences, write_responses
 from lightning_minillm.functional.divergences import forward_kl
 from lightning_minillm.metrics import ExposureBias
 from lightning_minillm.models import ModelPair

@@ -10,8 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_minillm.data import EncodedInstructions, Lengths, PromptTemplate, RecordSource, encode_records
 from lightning_minillm.evaluation.base import Measure, Picture, Record, join_sets, pictures_of_sets
-from lightning_minillm.evaluation.data_sets import batches_by_length, digest_of_data
-from lightning_minillm.evaluation.items import ItemNumbers
+from lightning_minillm.evaluation.data_sets import ItemNumbers, batches_by_length, digest_of_data
 from lightning_minillm.rollout import SamplingConfig
 
 

@@ -13,8 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_minillm.evaluation.base import Curve, Evaluation, Findings, Measure, Picture, Record
 from lightning_minillm.evaluation.prompt_sets import PromptItems, PromptSets
-from lightning_minillm.evaluation.scoring import row_sums, target_scores
-from lightning_minillm.evaluation.teacher_comparison import pair_divergences
+from lightning_minillm.evaluation.scoring import pair_divergences, row_sums, target_scores
 from lightning_minillm.functional.divergences import reverse_kl
 from lightning_minillm.metrics import distinct_ngrams, exact_match, repeated_ngrams, rouge_l
 from lightning_minillm.models import ModelPair

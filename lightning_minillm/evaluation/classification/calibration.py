@@ -27,8 +27,7 @@ from lightning_minillm.evaluation.base import (
     pictures_of_sets,
 )
 from lightning_minillm.evaluation.classification.records import ClassificationSource
-from lightning_minillm.evaluation.data_sets import batches_by_length, digest_of_data, require_data
-from lightning_minillm.evaluation.items import ItemNumbers
+from lightning_minillm.evaluation.data_sets import ItemNumbers, batches_by_length, digest_of_data, require_data
 from lightning_minillm.evaluation.scoring import response_scores
 from lightning_minillm.functional.calibration import reliability_bins
 from lightning_minillm.models import ModelPair

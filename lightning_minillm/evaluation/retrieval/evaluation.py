@@ -17,8 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_minillm.data import EncodedInstructions, InstructionRecord, Lengths, PromptTemplate
 from lightning_minillm.evaluation.base import Evaluation, Findings, Measure, Record, join_sets
-from lightning_minillm.evaluation.data_sets import digest_of_data, require_data
-from lightning_minillm.evaluation.items import ItemNumbers
+from lightning_minillm.evaluation.data_sets import ItemNumbers, digest_of_data, require_data
 from lightning_minillm.evaluation.retrieval.passages import PassageSet, PassageSource, Question
 from lightning_minillm.evaluation.scoring import response_scores
 from lightning_minillm.models import ModelPair

@@ -1,6 +1,6 @@
 import pytest
 
-from lightning_minillm.evaluation.items import ItemNumbers
+from lightning_minillm.evaluation.data_sets import ItemNumbers
 
 
 def test_numbers_go_through_all_data_sets():

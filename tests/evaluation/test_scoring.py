@@ -6,7 +6,7 @@ import torch
 
 from lightning_minillm.evaluation.divergence import DivergenceEvaluation
 from lightning_minillm.evaluation.exposure_bias import ExposureBiasEvaluation
-from lightning_minillm.evaluation.teacher_comparison import token_divergences
+from lightning_minillm.evaluation.scoring import token_divergences
 from lightning_minillm.functional.divergences import reverse_kl
 from lightning_minillm.functional.logprobs import TokenStates
 from lightning_minillm.rollout import MixtureSampler
