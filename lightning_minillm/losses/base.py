@@ -81,16 +81,20 @@ class TokenLoss(nn.Module, ABC):
         """
         inputs = self._checked_inputs(student, teacher, inputs or {})
         normalizer = float(len(student)) if normalizer is None else normalizer
-        parameters = student.parameters
-        if parameters is not None and not any(value.requires_grad for value in inputs.values()):
-            parameters = (*parameters, *self.parameters())
-        else:
-            parameters = None
+        is_known = student.parameters is not None and not any(value.requires_grad for value in inputs.values())
+        parameters = (*(student.parameters or ()), *self.parameters()) if is_known else None
 
         def compute(hidden: Tensor, start: int, stop: int) -> dict[str, Tensor]:
-            return self._chunk_sums(
-                replace(student, hidden=hidden), target_ids, teacher, inputs, temperature, start, stop
-            )
+            logits, teacher_logits = replace(student, hidden=hidden).logits(temperature=temperature), None
+            if teacher is not None and self.reads_teacher:
+                with torch.no_grad():
+                    teacher_logits = teacher.logits(start, stop, temperature)
+                shared = min(logits.shape[-1], teacher_logits.shape[-1])
+                logits, teacher_logits = logits[:, :shared], teacher_logits[:, :shared]
+            chunk = {key: value[start:stop] for key, value in inputs.items()}
+            values = self.token_values(TokenSignals(logits, target_ids[start:stop], teacher_logits, chunk))
+            sums = {name: value.detach().float().sum() for name, value in values.parts.items()}
+            return {**sums, "loss": values.loss.float().sum()}
 
         sums = sum_over_chunks(compute, student.hidden, parameters, tokens_per_chunk(self.chunk_size, student))
         loss = sums.pop("loss")
@@ -110,26 +114,3 @@ class TokenLoss(nn.Module, ABC):
         if missing:
             raise ValueError(f"{name} needs the per-token inputs {missing}; got {sorted(inputs)}")
         return {key: inputs[key] for key in self.token_inputs}
-
-    def _chunk_sums(
-        self,
-        student: TokenStates,
-        target_ids: Tensor,
-        teacher: TokenStates | None,
-        inputs: Mapping[str, Tensor],
-        temperature: float,
-        start: int,
-        stop: int,
-    ) -> dict[str, Tensor]:
-        """Sum the values of the tokens ``start:stop``; ``student`` holds these alone."""
-        student_logits = student.logits(temperature=temperature)
-        teacher_logits = None
-        if teacher is not None and self.reads_teacher:
-            with torch.no_grad():
-                teacher_logits = teacher.logits(start, stop, temperature)
-            shared = min(student_logits.shape[-1], teacher_logits.shape[-1])
-            student_logits, teacher_logits = student_logits[:, :shared], teacher_logits[:, :shared]
-        chunk_inputs = {key: value[start:stop] for key, value in inputs.items()}
-        values = self.token_values(TokenSignals(student_logits, target_ids[start:stop], teacher_logits, chunk_inputs))
-        sums = {name: value.detach().float().sum() for name, value in values.parts.items()}
-        return {**sums, "loss": values.loss.float().sum()}

@@ -128,9 +128,6 @@ class RolloutModule(CausalLMModule):
     def build_train_loader(self, data: TrainingData) -> RolloutBuffer:
         """Return the (still empty) buffer as train loader.
 
-        Args:
-            data: calls this when the trainer asks it for a train loader.
-
         Raises:
             ValueError: sizes that do not divide, or an offloaded teacher that updates read.
         """

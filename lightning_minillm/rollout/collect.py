@@ -6,7 +6,7 @@ Legend: B rows of a rank, N rows of a phase over all ranks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from typing import get_args
 
@@ -92,10 +92,11 @@ class PhaseShare:
         return select_rollouts(joined, torch.cat([rows for rows, _ in parts]).argsort())
 
 
+@dataclass(frozen=True)
 class TextCollector:
     """Collects the text of a phase from its source, with what the loss and the advantages need of the teacher.
 
-    Args:
+    Attributes:
         pair: student and teacher.
         options: whose text, and how it is sampled.
         reading: when the teacher reads the student's text; see ``TeacherOptions.reading``.
@@ -104,23 +105,19 @@ class TextCollector:
         listeners: called with (rows sampled, rows to sample) after every batch of the sampler.
     """
 
-    def __init__(
-        self,
-        pair: ModelPair,
-        options: RolloutOptions,
-        reading: TeacherReading = "auto",
-        *,
-        needs_rewards: bool,
-        keeps_hidden: bool,
-        listeners: Sequence[ProgressListener] = (),
-    ) -> None:
-        self.pair = pair
-        self.options = options
-        self.needs_rewards = needs_rewards
-        self.keeps_hidden = keeps_hidden
-        self.listeners = listeners
-        mixes = options.sampling.teacher_mix_alpha > 0
-        self.reads_along = {"auto": needs_rewards or mixes, "lockstep": True, "after": False}[reading]
+    pair: ModelPair
+    options: RolloutOptions
+    reading: TeacherReading = "auto"
+    _: KW_ONLY
+    needs_rewards: bool
+    keeps_hidden: bool
+    listeners: Sequence[ProgressListener] = ()
+
+    @property
+    def reads_along(self) -> bool:
+        """Whether the teacher advances with the student while it writes."""
+        is_needed = self.needs_rewards or self.options.sampling.teacher_mix_alpha > 0
+        return {"auto": is_needed, "lockstep": True, "after": False}[self.reading]
 
     def collect(
         self, prompts: PromptBatch, phase: int, share: PhaseShare | None = None, progress: float = 0.0
