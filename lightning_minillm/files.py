@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,10 +92,67 @@ def append_json_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> No
         file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def open_text(path: str | Path, newline: str | None = None) -> TextIO:
-    """Open a UTF-8 text file for reading, gzipped (``.gz``) or not, with or without a byte order mark."""
-    opener: Callable[..., TextIO] = gzip.open if str(path).lower().endswith(".gz") else open
-    return opener(path, "rt", encoding="utf-8-sig", newline=newline)
+@contextmanager
+def open_text(path: str | Path, newline: str | None = None) -> Iterator[TextIO]:
+    """Open a UTF-8 text file for reading, gzipped (``.gz``) or not, with or without a byte order mark.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, a line is not UTF-8, or a gzip file is damaged; the message names file and line.
+    """
+    path = Path(path).expanduser()
+    opener: Callable[..., Any] = gzip.open if path.name.lower().endswith(".gz") else open
+    try:
+        with opener(path, "rt", encoding="utf-8-sig", newline=newline) as file:
+            yield file
+    except UnicodeDecodeError as error:
+        with opener(path, "rb") as lines:
+            number = next(number for number, line in enumerate(lines, start=1) if not _is_utf8(line))
+        raise ValueError(f"line {number} of {str(path)!r} is not UTF-8 text: save the file in UTF-8") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(
+            f"{str(path)!r} is not a complete gzip file ({error}): copy it again, or rename it if it is not compressed"
+        ) from error
+    except (PermissionError, IsADirectoryError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read: {error.strerror}") from error
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def parse_json(text: str, path: str | Path, line: int | None = None) -> Any:
+    """Return the value of a JSON text.
+
+    Args:
+        text: the JSON.
+        path: its file, for messages.
+        line: number of the line that the text is; ``None`` for a whole file.
+
+    Raises:
+        ValueError: it is not JSON, or an object has a key twice; the message names file and line.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_without_repeated_keys)
+    except json.JSONDecodeError as error:
+        place = f"line {line or error.lineno} of {str(path)!r}"
+        raise ValueError(f"{place} is not valid JSON: {error.msg} (column {error.colno})") from error
+    except (ValueError, RecursionError) as error:
+        place = f"line {line} of {str(path)!r}" if line else repr(str(path))
+        raise ValueError(f"{place} cannot be used: {error}") from error
+
+
+def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has the key {repeated!r} more than once: keep one of them")
+    return value
 
 
 def numbered_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
@@ -103,17 +161,12 @@ def numbered_json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
     Only ``\n`` ends a line: text may contain any other line separator of Unicode.
 
     Raises:
-        ValueError: a line is not JSON; the message gives its number.
+        ValueError: a line is not JSON, or has a key twice; the message gives its number.
     """
     with open_text(path, newline="\n") as lines:
         for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"line {number} of {str(path)!r} is not valid JSON: {error}") from error
-            yield number, value
+            if line.strip():
+                yield number, parse_json(line, path, number)
 
 
 def iterate_json_lines(path: str | Path) -> Iterator[dict[str, Any]]:

@@ -24,6 +24,7 @@ LOWEST_LAYER = {"torchmetrics": 1, "transformers": 1, "datasets": 2, "lightning"
 ALLOWED = {
     ("data/datamodule.py", "lightning"),
     ("data/encoding.py", "lightning"),
+    ("data/sources.py", "lightning"),  # to say once what was read
     ("checkpoints/files.py", "lightning"),
     ("distributed/placement.py", "lightning"),  # the type of a trainer
     ("_reach.py", "lightning"),

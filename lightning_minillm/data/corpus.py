@@ -15,7 +15,15 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_minillm.data.cache import Ragged, load_or_build, tokenizer_fingerprint
 from lightning_minillm.data.encoding import Indices, as_rows, special_ids
-from lightning_minillm.data.records import DATA_SUFFIXES, iterate_rows
+from lightning_minillm.data.records import as_text
+from lightning_minillm.data.rows import (
+    DATA_SUFFIXES,
+    Paths,
+    check_limit,
+    did_you_mean,
+    each_path,
+    iterate_rows,
+)
 from lightning_minillm.files import open_text
 from lightning_minillm.types import TokenBatch
 
@@ -44,7 +52,7 @@ class CorpusSource:
         ValueError: an option outside its range.
     """
 
-    path: str | Sequence[str]
+    path: Paths
     """One or several files, folders or hub names."""
     split: str | None = None
     """Split of a folder of tables or of a hub data set; ignored for text files."""
@@ -58,13 +66,13 @@ class CorpusSource:
     """Number of documents to read; ``None`` reads all."""
     name: str | None = None
     """Configuration of a hub data set that has several."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub data set."""
 
     def __post_init__(self) -> None:
         if self.documents_are not in ("lines", "paragraphs", "files"):
             raise ValueError(f"documents_are must be 'lines', 'paragraphs' or 'files', got {self.documents_are!r}")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit must be at least 1 or null, got {self.limit}")
-        object.__setattr__(self, "path", (self.path,) if isinstance(self.path, (str, Path)) else tuple(self.path))
+        check_limit(self.limit)
 
     def documents(self) -> Iterator[str]:
         """Yield the documents that are not blank.
@@ -73,20 +81,21 @@ class CorpusSource:
             FileNotFoundError: a path does not exist.
             ValueError: a line that is not JSON, or a row without the field.
         """
-        texts = (text for path in self.path for text in self._texts(path))
+        texts = (text for path in each_path(self.path) for text in self._texts(path))
         return islice((text for text in texts if text.strip()), self.limit)
 
     def key(self) -> list[Any]:
         """Return what identifies the documents in the cache."""
         files: list[Any] = []
-        for path in self.path:
+        for path in each_path(self.path):
             local = Path(path).expanduser()
             found = sorted(local.rglob("*")) if local.is_dir() else [local]
             stats = [(str(file.resolve()), file.stat()) for file in found if file.is_file()]
             files.append([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats] or str(path))
-        return [files, self.split, self.field, self.documents_are, self.newline_marker, self.limit, self.name]
+        options = [self.split, self.field, self.documents_are, self.newline_marker, self.limit, self.name]
+        return [files, *options, *([self.revision] if self.revision else [])]
 
-    def _texts(self, path: str) -> Iterator[str]:
+    def _texts(self, path: str | Path) -> Iterator[str]:
         local = Path(path).expanduser()
         if local.is_dir() and (files := [file for file in sorted(local.iterdir()) if _is_text(file)]):
             for file in files:
@@ -99,12 +108,13 @@ class CorpusSource:
         elif not local.exists() and _is_text(local):
             raise FileNotFoundError(f"there is no text file {str(path)!r} (looked in {str(Path.cwd())!r})")
         else:
-            for where, row in iterate_rows(path, self.split, name=self.name):
+            is_part = self.limit is not None
+            rows = iterate_rows(path, self.split, name=self.name, revision=self.revision, streaming=is_part)
+            for where, row in rows:
                 if self.field not in row:
-                    raise ValueError(
-                        f"{where}: no field {self.field!r} for the text; the row has {', '.join(map(repr, row))}"
-                    )
-                yield str(row[self.field] or "")
+                    present, near = ", ".join(map(repr, row)), did_you_mean(self.field, row)
+                    raise ValueError(f"{where}: no field {self.field!r} for the text; the row has {present}{near}")
+                yield as_text(row[self.field], self.field, where)
 
     def _text_file(self, file: Path) -> Iterator[str]:
         with open_text(file) as handle:

@@ -15,7 +15,8 @@ from lightning_minillm.batch_sizes import BatchSizes, divide
 from lightning_minillm.data.batches import EvaluationLoader, LMStream, TokenLoader
 from lightning_minillm.data.corpus import DocumentSource, PackedCorpus
 from lightning_minillm.data.encoding import EncodedInstructions, Lengths, encode_records
-from lightning_minillm.data.records import InstructionRecord, RecordSource
+from lightning_minillm.data.records import InstructionRecord
+from lightning_minillm.data.sources import RecordSource
 from lightning_minillm.data.templates import AlpacaTemplate, PromptTemplate
 from lightning_minillm.distributed.placement import placement_of
 from lightning_minillm.types import DeviceMovable, TrainLoaderBuilder

@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lightning_minillm.data.cache import Ragged, load_or_build, tokenizer_fingerprint
-from lightning_minillm.data.records import InstructionRecord, RecordSource
+from lightning_minillm.data.records import InstructionRecord
+from lightning_minillm.data.sources import RecordSource
 from lightning_minillm.data.templates import PromptTemplate
 from lightning_minillm.types import EvaluationBatch, PromptBatch, TokenBatch
 

@@ -1,20 +1,16 @@
-"""Instruction records, and how they are read from files, folders and the Hugging Face hub."""
+"""Instruction records, and how a row becomes one."""
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
-from pathlib import Path
-from typing import Any, Protocol
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import lru_cache
+from typing import Any
 
-from lightning_minillm.files import numbered_json_lines, open_text
-
-_JSON_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
-_TABLE_BUILDERS = {".csv": "csv", ".csv.gz": "csv", ".tsv": "csv", ".parquet": "parquet"}
-DATA_SUFFIXES = (*_JSON_SUFFIXES, *_TABLE_BUILDERS)
+from lightning_minillm.data.rows import Row, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -32,18 +28,15 @@ class InstructionRecord:
     """Whether there is one right answer, so that exact match makes sense."""
 
 
-class RecordSource(Protocol):
-    """Where records come from: ``InstructionSource``, ``SyntheticSource`` or your own."""
-
-    def load(self) -> Sequence[InstructionRecord]:
-        """Return the records."""
-
-
 @dataclass(frozen=True)
 class FieldMap:
     """Field names of each part of a record: one name, or several in order of preference.
 
-    Only ``instruction`` and ``response`` must exist; give ``()`` to leave an optional part out.
+    Only ``instruction`` and ``response`` must exist; give ``()`` to leave an optional part out. A name that is found in
+    no field as it is written may differ from the field's in upper and lower case.
+
+    Raises:
+        ValueError: a name that is not text.
     """
 
     instruction: str | Sequence[str] = ("instruction",)
@@ -54,234 +47,112 @@ class FieldMap:
 
     def __post_init__(self) -> None:
         for part, names in vars(self).items():
-            object.__setattr__(self, part, (names,) if isinstance(names, str) else tuple(names or ()))
+            names = (names,) if isinstance(names, str) else tuple(names or ())
+            if not all(isinstance(name, str) for name in names):
+                raise ValueError(f"fields.{part} must be a field name or a list of names, got {names!r}")
+            object.__setattr__(self, part, names)
 
 
-@dataclass(frozen=True)
-class InstructionSource:
-    """A place to read instruction records from.
+def to_record(row: Row, fields: FieldMap, where: str, numbers: Counter[str]) -> InstructionRecord:
+    """Return a row as a record.
 
-    Raises:
-        ValueError: ``path`` is empty.
-    """
-
-    path: str | Path
-    """A file (JSONL, JSON, CSV or TSV, gzipped or not, or Parquet), a folder of such files, a folder written by
-    ``Dataset.save_to_disk``, or the name of a hub data set."""
-    fields: FieldMap = field(default_factory=FieldMap)
-    """Field names of each part of a record; the default covers Alpaca, Dolly and Self-Instruct."""
-    split: str | None = None
-    """Of a folder, the files named ``<split>.*`` or ``<split>-*`` (``None``: all, in order of names); of a hub data
-    set, its split; ``None`` for a single file."""
-    limit: int | None = None
-    """Number of records to read, at least 1; ``None`` reads all."""
-    name: str | None = None
-    """Configuration of a hub data set that has several."""
-
-    def __post_init__(self) -> None:
-        if not self.path:
-            raise ValueError("there is no path to read records from: give a file, a folder or a data set on the hub")
-
-    def load(self) -> list[InstructionRecord]:
-        """Return the records."""
-        return load_instructions(self.path, self.split, self.fields, self.limit, name=self.name)
-
-
-def load_instructions(
-    path: str | Path,
-    split: str | None = None,
-    fields: FieldMap | None = None,
-    limit: int | None = None,
-    *,
-    name: str | None = None,
-) -> list[InstructionRecord]:
-    """Read instruction records; the arguments are the fields of :class:`InstructionSource`.
-
-    JSON is read here line by line, so that an error can name its line and a field may hold a string in one row and a
-    list in the next; all other formats are read by ``datasets``.
-
-    Returns:
-        The records, in the order of the data, at least one.
+    Args:
+        row: values by field name.
+        fields: field names of each part.
+        where: the row, for messages.
+        numbers: counts the numbers that were read as text, by field.
 
     Raises:
-        FileNotFoundError: the path or split does not exist.
-        ValueError: a line that is not JSON, a missing field, a row without a response, or no rows at all.
+        ValueError: a missing field, or a value that is not text, as :meth:`InstructionSource.load` says.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1 or null, got {limit}")
-    fields = fields or FieldMap()
-    rows = islice(iterate_rows(path, split, name=name), limit)
-    records = [_to_record(row, fields, where) for where, row in rows]
-    if not records:
-        part = f"the split {split!r} of {str(path)!r}" if split else repr(str(path))
-        raise ValueError(f"{part} contains no records")
-    return records
-
-
-def iterate_rows(
-    path: str | Path, split: str | None = None, *, name: str | None = None
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield ``(where, row)`` for every row of a file, folder or hub data set; ``where`` is for messages.
-
-    Arguments and errors are those of :func:`load_instructions`.
-    """
-    local = Path(path).expanduser()
-    if local.is_dir() and ((local / "state.json").exists() or (local / "dataset_dict.json").exists()):
-        yield from _saved_rows(local, split)
-    elif local.is_dir():
-        for file in _folder_files(local, split):
-            yield from _file_rows(file)
-    elif local.is_file():
-        if split is not None:
-            raise ValueError(f"{str(path)!r} is a single file and has no split {split!r}: set split to null")
-        yield from _file_rows(local)
-    elif _suffix(local) or str(path).startswith(("/", ".", "~")):
-        raise FileNotFoundError(f"there is no data file {str(path)!r} (looked in {str(Path.cwd())!r})")
-    else:
-        yield from _hub_rows(str(path), split, name)
-
-
-def _suffix(file: Path) -> str:
-    return max((suffix for suffix in DATA_SUFFIXES if file.name.lower().endswith(suffix)), key=len, default="")
-
-
-def _folder_files(folder: Path, split: str | None) -> list[Path]:
-    files = sorted(file for file in folder.iterdir() if file.is_file() and _suffix(file))
-    if not files:
-        raise FileNotFoundError(f"the folder {str(folder)!r} contains no data file ({', '.join(DATA_SUFFIXES)})")
-    if split is None:
-        return files
-    chosen = [file for file in files if file.name.startswith((f"{split}.", f"{split}-"))]
-    if not chosen:
-        names = ", ".join(file.name for file in files)
-        raise FileNotFoundError(f"the folder {str(folder)!r} has no file for the split {split!r}; it contains {names}")
-    return chosen
-
-
-def _file_rows(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    suffix = _suffix(file)
-    if not suffix:
-        raise ValueError(f"{str(file)!r} has an unknown format: use one of {', '.join(DATA_SUFFIXES)}")
-    return _json_rows(file) if suffix in _JSON_SUFFIXES else _table_rows(file, suffix)
-
-
-def _json_rows(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the objects of a JSON Lines file, or of a JSON file with one list (or one ``{"data": list}``)."""
-    if ".jsonl" in file.name.lower() or _holds_lines(file):
-        unit, rows = "line", numbered_json_lines(file)
-    else:
-        unit, rows = "record", iter(enumerate(_json_list(file), start=1))
-    for number, row in rows:
-        if not isinstance(row, dict):
-            raise ValueError(f"{str(file)!r}, {unit} {number}: expected a JSON object, got {type(row).__name__}")
-        yield f"{str(file)!r}, {unit} {number}", row
-
-
-def _holds_lines(file: Path) -> bool:
-    """Whether the first line of a ``.json`` file is a record, so that the file is JSON Lines under a different name."""
-    with open_text(file) as lines:
-        first = next((line for line in lines if line.strip()), "")
     try:
-        value = json.loads(first)
-    except json.JSONDecodeError:
-        return False
-    return isinstance(value, dict) and not isinstance(value.get("data"), list)
-
-
-def _json_list(file: Path) -> list[Any]:
-    with open_text(file) as text:
-        try:
-            content = json.load(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"line {error.lineno} of {str(file)!r} is not valid JSON: {error}") from error
-    rows = content.get("data") if isinstance(content, dict) else content
-    if not isinstance(rows, list):
-        raise ValueError(f"{str(file)!r}: expected a list of objects, or an object with a list under 'data'")
-    return rows
-
-
-def _table_rows(file: Path, suffix: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    import datasets
-
-    builder = _TABLE_BUILDERS[suffix]
-    try:
-        options = _csv_options(file, suffix) if builder == "csv" else {}
-        data = datasets.load_dataset(builder, data_files=str(file), split="train", **options)
-    except Exception as error:  # datasets wraps the parser's own message, which names the line
-        if "corresponds to no data" in str(error):  # nothing below the header: the caller reports an empty split
-            return
-        raise ValueError(f"{str(file)!r} cannot be read as {builder}: {_root_cause(error)}") from error
-    yield from _numbered(data, repr(str(file)))
-
-
-def _csv_options(file: Path, suffix: str) -> dict[str, Any]:
-    """Return options that keep text as it is: pandas would turn "NA" into a missing value and "007" into a number."""
-    import datasets
-
-    separator = "\t" if suffix == ".tsv" else ","
-    with open_text(file, newline="") as handle:
-        header = next(csv.reader(handle, delimiter=separator), [])
-    features = datasets.Features({name: datasets.Value("string") for name in header})
-    return {"sep": separator, "keep_default_na": False, "encoding": "utf-8-sig", "features": features}
-
-
-def _root_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {error}"
-
-
-def _saved_rows(folder: Path, split: str | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    import datasets
-
-    data = datasets.load_from_disk(str(folder))
-    if isinstance(data, datasets.DatasetDict):
-        if split not in data:
-            raise FileNotFoundError(f"{str(folder)!r} has no split {split!r}; it has {', '.join(map(str, data))}")
-        data = data[split]
-    yield from _numbered(data, repr(str(folder)))
-
-
-def _hub_rows(path: str, split: str | None, name: str | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    import datasets
-
-    if split is None:
-        raise ValueError(f"{path!r} is not a local file or folder; for a hub data set, give the split, e.g. 'train'")
-    try:
-        data = datasets.load_dataset(path, name, split=split)
-    except Exception as error:
-        raise FileNotFoundError(
-            f"{path!r} is not a local file or folder, and could not be loaded from the hub: {_root_cause(error)}"
-        ) from error
-    yield from _numbered(data, f"{path!r}, split {split!r}")
-
-
-def _numbered(rows: Iterable[Any], place: str) -> Iterator[tuple[str, Any]]:
-    return ((f"{place}, row {number}", row) for number, row in enumerate(rows, start=1))
-
-
-def _to_record(row: Mapping[str, Any], fields: FieldMap, where: str) -> InstructionRecord:
-    found = {part: next((name for name in names if name in row), None) for part, names in vars(fields).items()}
-    for part in ("instruction", "response"):
-        if found[part] is None:
-            wanted = " or ".join(map(repr, getattr(fields, part)))
-            raise ValueError(
-                f"{where}: no field {wanted} for the {part}; the row has {', '.join(map(repr, row))}: give the right "
-                f"name in fields.{part}"
-            )
+        found = dict(_found_fields(tuple(row), fields))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
     value = {part: row[name] if name is not None else None for part, name in found.items()}
-    responses = value["response"]
-    if not isinstance(responses, (list, tuple)):
-        responses = [responses]
-    texts = tuple(str(response) for response in responses if response is not None)
-    if not texts:
-        raise ValueError(f"{where}: the field {found['response']!r} contains no response: fill it or remove the row")
-    if value["instruction"] is None:
-        raise ValueError(f"{where}: the field {found['instruction']!r} is null: fill it or remove the row")
+    text = {
+        part: as_text(value[part], str(found[part]), where, numbers if part != "task" else None)
+        for part in ("instruction", "input", "task")
+    }
+    if not text["instruction"].strip():
+        raise ValueError(f"{where}: the field {found['instruction']!r} is {_empty(value['instruction'])}")
+    response = str(found["response"])
+    several = value["response"] if isinstance(value["response"], list | tuple) else [value["response"]]
+    responses = tuple(as_text(item, response, where, numbers) for item in several)
+    if not responses:
+        raise ValueError(f"{where}: the field {response!r} contains no response: fill it or remove the row")
+    for item, written in zip(several, responses, strict=True):
+        if not written.strip():
+            raise ValueError(f"{where}: the field {response!r} contains no response, it is {_empty(item)}")
+    exact = as_text(value["exact"] if not isinstance(value["exact"], bool) else int(value["exact"]), "exact", where)
+    if exact.lower() not in ("true", "false", "1", "0", ""):
+        raise ValueError(f"{where}: the field {found['exact']!r} must be true or false, got {value['exact']!r}")
     return InstructionRecord(
-        instruction=str(value["instruction"]),
-        input="" if value["input"] is None else str(value["input"]),
-        responses=texts,
-        task="" if value["task"] is None else str(value["task"]),
-        exact=str(value["exact"]).lower() in ("true", "1"),
+        text["instruction"],
+        text["input"] if text["input"].strip() else "",
+        responses,
+        text["task"],
+        exact.lower() in ("true", "1"),
     )
+
+
+def _empty(value: Any) -> str:
+    kind = "null" if value is None else "NaN" if isinstance(value, float) else "blank"
+    return f"{kind}: fill it or remove the row"
+
+
+@lru_cache(maxsize=64)
+def _found_fields(row: tuple[str, ...], fields: FieldMap) -> tuple[tuple[str, str | None], ...]:
+    """Return the field of each part in rows with these fields, ``None`` for an optional part without one.
+
+    Raises:
+        ValueError: a required part has no field, or none is found for the input and one has almost its name.
+    """
+    folded = {name.strip().casefold(): name for name in reversed(row)} | {name: name for name in row}
+    found = {}
+    for part, names in vars(fields).items():
+        found[part] = next((folded[name] for name in (*names, *map(str.casefold, names)) if name in folded), None)
+        if found[part] is None and part in ("instruction", "input", "response"):
+            unread = [name for name in row if name not in found.values()]
+            near = next(filter(None, (did_you_mean(name, unread) for name in names)), "")
+            if near or part != "input":
+                wanted, present = " or ".join(map(repr, names)), ", ".join(map(repr, row))
+                raise ValueError(
+                    f"no field {wanted} for the {part}; the row has {present}: give the right name in fields.{part}"
+                    f"{near}"
+                )
+    return tuple(found.items())
+
+
+def as_text(value: Any, name: str, where: str, numbers: Counter[str] | None = None) -> str:
+    """Return the value of a field as text: ``""`` for null and NaN, and the digits of a number.
+
+    Args:
+        value: of the field.
+        name: of the field, for messages.
+        where: the row, for messages.
+        numbers: counts the numbers that were turned into text, by field.
+
+    Raises:
+        ValueError: it is a list, an object, a truth value, infinite, or text that cannot be written in UTF-8.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value):
+        if numbers is not None:
+            numbers[name] += 1
+        return str(value)
+    if not isinstance(value, str):
+        raise ValueError(
+            f"{where}: the field {name!r} holds {_kind(value)}, not text: convert it, or name a different field"
+        )
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where}: the field {name!r} has half of a surrogate pair at {error.start}") from error
+    return value
+
+
+def _kind(value: Any) -> str:
+    kinds = {list: "a list", tuple: "a list", dict: "an object", bool: "a truth value", type(None): "null"}
+    return kinds.get(type(value), type(value).__name__)

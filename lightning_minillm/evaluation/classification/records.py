@@ -8,9 +8,10 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
-from lightning_minillm.data.records import iterate_rows
+from lightning_minillm.data.rows import iterate_rows
 
 Names = str | Sequence[str]
 
@@ -85,11 +86,8 @@ class ClassificationSource:
         """
         if self.path is None:
             raise ValueError("the data set has no path: give a file, a folder or the name of a hub data set")
-        records = []
-        for where, row in iterate_rows(self.path, self.split, name=self.name):
-            records.append(self._record(row, where))
-            if len(records) == self.limit:
-                break
+        rows = iterate_rows(self.path, self.split, name=self.name, streaming=self.limit is not None)
+        records = [self._record(row, where) for where, row in islice(rows, self.limit)]
         if not records:
             raise ValueError(f"{self.path!r} has no examples: give a file with at least one row")
         return records

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
-from lightning_minillm.data.records import iterate_rows
+from lightning_minillm.data.rows import iterate_rows
 from lightning_minillm.evaluation.base import Evaluation, Findings, Record, join_sets
 from lightning_minillm.evaluation.judge.answers import Answers
 from lightning_minillm.evaluation.judge.client import ChatClient

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_minillm.data.records import iterate_rows
+from lightning_minillm.data.rows import iterate_rows
 
 Unit = Literal["document", "sentence"]
 Reader = Callable[..., "PassageSet"]

@@ -1,6 +1,7 @@
 import csv
 import gzip
 import json
+import re
 
 import datasets
 import pytest
@@ -89,23 +90,27 @@ def test_parquet_saved_folder_and_hub_go_through_datasets(tmp_path, monkeypatch)
     with pytest.raises(FileNotFoundError, match="it has train"):
         load_instructions(tmp_path / "splits", split="test")
 
-    def load_dataset(path, name, split):
-        assert (path, name, split) == ("someone/some-set", "main", "train")
-        return data
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert load_instructions([tmp_path / "a.parquet", tmp_path / "saved"], limit=4) == [*expected, expected[0]]
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: asked.append((args, options)) or data)
     assert InstructionSource("someone/some-set", split="train", name="main", limit=2).load() == expected[:2]
+    assert InstructionSource("someone/some-set", split="train", revision="v1").load() == expected
+    assert asked == [
+        (("someone/some-set", "main"), {"split": "train", "streaming": True}),
+        (("someone/some-set", None), {"split": "train", "revision": "v1"}),
+    ]
 
 
 def test_hub_errors_are_explained(monkeypatch):
-    def load_dataset(path, name, split):
+    def load_dataset(path, name, split, **options):
         raise ConnectionError("no network")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(ValueError, match="give the split"):
         load_instructions("someone/some-set")
-    with pytest.raises(FileNotFoundError, match="could not be loaded from the hub: ConnectionError: no network"):
-        load_instructions("someone/some-set", split="train")
+    for limit in (None, 3):
+        with pytest.raises(FileNotFoundError, match="could not be loaded from the hub: ConnectionError: no network"):
+            load_instructions("someone/some-set", split="train", limit=limit)
 
 
 def test_folder_with_and_without_split(tmp_path):
@@ -115,7 +120,8 @@ def test_folder_with_and_without_split(tmp_path):
     (tmp_path / "notes.md").write_text("no data", encoding="utf-8")
     assert load_instructions(tmp_path, split="train") == RECORDS
     assert load_instructions(tmp_path, split="test") == RECORDS[:2]
-    assert load_instructions(tmp_path) == RECORDS[:2] + RECORDS
+    with pytest.raises(ValueError, match=r"files of several splits \(test-00.jsonl, .*\): give the split"):
+        load_instructions(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no file for the split 'dev'; it contains test-00.jsonl"):
         load_instructions(tmp_path, split="dev")
 
@@ -169,12 +175,62 @@ def test_missing_fields_say_which_exist(tmp_path):
         ({"instruction": "x", "output": []}, "'output' contains no response"),
         ({"instruction": "x", "output": None}, "'output' contains no response"),
         ({"instruction": None, "output": "y"}, "'instruction' is null"),
+        ({"instruction": "  ", "output": "y"}, "'instruction' is blank"),
+        ({"instruction": float("nan"), "output": "y"}, "'instruction' is NaN"),
+        ({"instruction": [{"role": "user", "content": "hi"}], "output": "y"}, "'instruction' holds a list, not text"),
+        ({"instruction": "x", "input": {"a": 1}, "output": "y"}, "'input' holds an object, not text"),
+        ({"instruction": "x", "output": " \n"}, "'output' contains no response, it is blank"),
+        ({"instruction": "x", "output": ["y", ""]}, "'output' contains no response, it is blank"),
+        ({"instruction": "x", "output": float("nan")}, "'output' contains no response, it is NaN"),
+        ({"instruction": "x", "output": float("inf")}, "'output' holds float, not text"),
+        ({"instruction": "x", "output": {"text": "y"}}, "'output' holds an object, not text"),
+        ({"instruction": "x", "output": [["y"]]}, "'output' holds a list, not text"),
+        ({"instruction": "x", "output": [{"role": "assistant", "content": "y"}]}, "'output' holds an object, not text"),
+        ({"instruction": "x", "output": True}, "'output' holds a truth value, not text"),
+        ({"instruction": "x", "output": "\ud800"}, "'output' has half of a surrogate pair at 0"),
+        ({"instruction": "x", "output": "y", "category": ["a"]}, "'category' holds a list, not text"),
+        ({"instruction": "x", "output": "y", "exact": "perhaps"}, "'exact' must be true or false, got 'perhaps'"),
     ],
 )
 def test_rows_without_content(tmp_path, row, message):
-    (tmp_path / "a.jsonl").write_text(json.dumps(row))
-    with pytest.raises(ValueError, match=message):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"instruction": "x", "output": "y"}) + "\n" + json.dumps(row))
+    with pytest.raises(ValueError, match=rf"a\.jsonl', line 2: the field {message}"):
         load_instructions(tmp_path / "a.jsonl")
+
+
+def test_numbers_become_text_and_nothing_becomes_no_input(tmp_path, caplog):
+    rows = [
+        {"instruction": "2 + 5?", "input": float("nan"), "output": 7},
+        {"instruction": 8, "input": None, "output": [1.5, "x"], "exact": 1},
+        {"instruction": "a", "input": " \n", "output": "b", "exact": "false"},
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with caplog.at_level("INFO"):
+        found = load_instructions(tmp_path / "a.jsonl")
+    assert found == [
+        InstructionRecord("2 + 5?", "", ("7",)),
+        InstructionRecord("8", "", ("1.5", "x"), exact=True),
+        InstructionRecord("a", "", ("b",)),
+    ]
+    assert "numbers are read as text (2 of 'output', 1 of 'instruction')" in caplog.text
+
+
+def test_capitals_are_recognised_and_other_spellings_proposed(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"Instruction": "a", "Input": "b", "OUTPUT": "c"}\n{"instruction": "a", "output": "c"}\n')
+    assert load_instructions(file) == [InstructionRecord("a", "b", ("c",)), InstructionRecord("a", "", ("c",))]
+    assert load_instructions(file, fields=FieldMap(instruction="INSTRUCTION"))[0].instruction == "a"
+    for row, message in (
+        ({"instructions": "a", "output": "c"}, "fields.instruction; did you mean 'instructions'?"),
+        ({"instruction": "a", "outputs": "c"}, "fields.response; did you mean 'outputs'?"),
+        ({"instruction": "a", "inputs": "b", "output": "c"}, "fields.input; did you mean 'inputs'?"),
+    ):
+        file.write_text(json.dumps(row))
+        with pytest.raises(ValueError, match=re.escape(message)):
+            load_instructions(file)
+    assert load_instructions(file, fields=FieldMap(input=()))[0].input == ""
+    with pytest.raises(ValueError, match=r"fields.task must be a field name or a list of names, got \(3,\)"):
+        FieldMap(task=[3])
 
 
 def test_places_that_do_not_fit(tmp_path):
@@ -190,8 +246,9 @@ def test_places_that_do_not_fit(tmp_path):
         load_instructions(tmp_path / "a.xyz")
     with pytest.raises(ValueError, match="single file and has no split 'train'"):
         load_instructions(tmp_path / "empty.jsonl", split="train")
-    with pytest.raises(ValueError, match="limit must be at least 1"):
-        load_instructions(tmp_path / "empty.jsonl", limit=0)
+    for limit in (0, 20.5, 8.0, True, "ten"):
+        with pytest.raises(ValueError, match="limit must be at least 1 and a whole number"):
+            load_instructions(tmp_path / "empty.jsonl", limit=limit)
     for missing in ("nowhere.jsonl", str(tmp_path / "nowhere"), "./nowhere"):
         with pytest.raises(FileNotFoundError, match="there is no data file"):
             load_instructions(missing)
