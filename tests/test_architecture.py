@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lightning_minillm"
 # Lowest first; members of one layer do not import each other, but for those of `WITHIN`.
 LAYERS = [
     {"_reach", "types", "batch_sizes", "checks", "files", "figures", "functional"},
-    {"losses", "metrics", "distributed"},
+    {"losses", "metrics", "distributed", "tokens"},
     {"models", "data", "rollout", "checkpoints"},
     {"evaluation"},
     {"modules"},
