@@ -81,6 +81,7 @@ bench: $(STAMP) $(BENCH)/v8192/prompts.json $(BENCH)/v32768/prompts.json
 		$(BENCH_PYTHON) benchmarks/$$script.py $(call workload,v32768) --rollouts 32 --threads 2 --no-lm $(ARGS); done
 	$(BENCH_PYTHON) benchmarks/outer_iteration.py $(call workload,v8192) --threads 2 --no-lm --method kd $(ARGS)
 	$(BENCH_PYTHON) benchmarks/memory.py --threads 2
+	$(BENCH_PYTHON) benchmarks/corpus_memory.py
 	$(BENCH_PYTHON) benchmarks/kill_resume.py
 	$(if $(GOLDEN),$(BENCH_PYTHON) benchmarks/official_parity.py $(GOLDEN))
 

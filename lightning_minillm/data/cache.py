@@ -1,10 +1,11 @@
-"""Tokenised data in Arrow files, named after a digest of everything that they depend on."""
+"""Tokenised data in files that are named after a digest of everything that they depend on."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,36 @@ def load_or_build(
     with replacing(file) as scratch:
         _write(scratch, columns)
     return columns, False
+
+
+def load_or_write_tokens(
+    cache_dir: str | Path | None,
+    kind: str,
+    settings: Mapping[str, Any],
+    pieces: Callable[[], Iterable[npt.NDArray[np.int32]]],
+) -> tuple[npt.NDArray[np.int32], bool]:
+    """Return one long array of tokens that is never in memory as a whole, from a file that is written if it is missing.
+
+    Args:
+        cache_dir: folder of the cache, or ``None`` for a temporary file.
+        kind: of the data; begins the name of the file.
+        settings: JSON values of everything that the tokens depend on.
+        pieces: makes the parts of the array, in order; at least one token in all.
+
+    Returns:
+        ``[tokens]`` int32, memory-mapped and read-only, and whether the file existed.
+    """
+    if cache_dir is None:
+        with TemporaryFile() as temporary:
+            temporary.writelines(piece.tobytes() for piece in pieces())
+            temporary.flush()
+            return np.memmap(temporary, np.int32, "r"), False
+    file = Path(cache_dir).expanduser() / f"{kind}-{digest([_FORMAT, kind, settings])}.tokens"
+    exists = file.is_file()
+    if not exists:
+        with replacing(file) as scratch, open(scratch, "wb") as content:
+            content.writelines(piece.tobytes() for piece in pieces())
+    return np.memmap(file, np.int32, "r"), exists
 
 
 def _write(file: Path, columns: Mapping[str, Ragged]) -> None:

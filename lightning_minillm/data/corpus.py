@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lightning_minillm.data.cache import Ragged, load_or_build, tokenizer_fingerprint
+from lightning_minillm.data.cache import load_or_write_tokens, tokenizer_fingerprint
 from lightning_minillm.data.encoding import Indices, as_rows, special_ids
 from lightning_minillm.data.records import as_text
 from lightning_minillm.data.rows import (
@@ -28,7 +29,8 @@ from lightning_minillm.files import open_text
 from lightning_minillm.types import TokenBatch
 
 TEXT_SUFFIXES = (".txt", ".txt.gz", ".text", ".md")
-_TOKENIZER_BATCH = 512
+_BATCH_DOCUMENTS = 256
+_BATCH_CHARACTERS = 2**19
 
 
 class DocumentSource(Protocol):
@@ -146,16 +148,29 @@ def _split_documents(lines: Iterable[str], documents_are: str) -> Iterator[str]:
     return ("".join(group).rstrip() for _, group in groups)
 
 
+def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
+    """Yield documents in lists that are short in number and in characters."""
+    batch: list[str] = []
+    for document in documents:
+        batch.append(document)
+        if len(batch) == _BATCH_DOCUMENTS or sum(map(len, batch)) >= _BATCH_CHARACTERS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
 class PackedCorpus:
     """Blocks of ``max_length`` tokens, cut from documents that are joined by eos.
 
-    Every token except the first of a block is a target. The tokens after the last full block are left out.
+    Every token except the first of a block is a target. The tokens after the last full block are left out. Documents
+    are read and tokenised a few at a time, and blocks are read from a file: memory does not grow with the corpus.
 
     Args:
         source: of the documents, or the documents.
         tokenizer: has an eos token.
         max_length: tokens of a block, at least 2.
-        cache_dir: folder for Arrow files; ``None`` tokenises every time.
+        cache_dir: folder for the tokens; ``None`` tokenises every time, into a temporary file.
 
     Attributes:
         num_documents: number of documents that were joined (0 if they came from the cache).
@@ -190,29 +205,29 @@ class PackedCorpus:
         }
         self.max_length = max_length
         self.num_documents = 0
-        columns, self.from_cache = load_or_build(
-            cache_dir, "corpus", settings, (), lambda: self._pack(found.documents(), tokenizer, eos)
+        tokens, self.from_cache = load_or_write_tokens(
+            cache_dir, "corpus", settings, lambda: self._tokens(found.documents(), tokenizer, eos)
         )
-        blocks = columns["input_ids"]
-        self._blocks = blocks.values.reshape(-1, max_length)
+        self._blocks = tokens[: len(tokens) // max_length * max_length].reshape(-1, max_length)
         self.lengths = torch.full((len(self._blocks),), max_length)
         self.target_counts = self.lengths - 1
 
-    def _pack(self, documents: Iterator[str], tokenizer: PreTrainedTokenizerBase, eos: int) -> dict[str, Ragged]:
-        pieces = []
-        while batch := list(islice(documents, _TOKENIZER_BATCH)):
+    def _tokens(
+        self, documents: Iterator[str], tokenizer: PreTrainedTokenizerBase, eos: int
+    ) -> Iterator[npt.NDArray[np.int32]]:
+        """Yield the tokens of one document after the other."""
+        num_tokens = 0
+        for batch in _batches(documents):
             self.num_documents += len(batch)
-            for ids in tokenizer(batch, add_special_tokens=False, verbose=False).input_ids:
-                pieces.append(np.array([*ids, eos], dtype=np.int32))
-        tokens = np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int32)
-        num_blocks = len(tokens) // self.max_length
-        if num_blocks == 0:
+            encoded = tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)
+            for ids in encoded.input_ids:
+                num_tokens += len(ids) + 1
+                yield np.array([*ids, eos], dtype=np.int32)
+        if num_tokens < self.max_length:
             raise ValueError(
-                f"the corpus has {self.num_documents} documents with {len(tokens)} tokens, less than one block of "
+                f"the corpus has {self.num_documents} documents with {num_tokens} tokens, less than one block of "
                 f"max_length={self.max_length}: give more text or a smaller max_length"
             )
-        values = tokens[: num_blocks * self.max_length]
-        return {"input_ids": Ragged(values, np.full(num_blocks, self.max_length))}
 
     def __len__(self) -> int:
         return len(self._blocks)

@@ -1,7 +1,9 @@
 import gzip
 import json
 import os
+import tracemalloc
 
+import datasets
 import pytest
 import torch
 
@@ -80,6 +82,61 @@ def test_cache_follows_the_file(tmp_path, tokenizer):
     assert not PackedCorpus(source, tokenizer, max_length=16, cache_dir=cache).from_cache
     assert not PackedCorpus(generate_corpus(20), tokenizer, max_length=16, cache_dir=cache).from_cache
     assert PackedCorpus(generate_corpus(20), tokenizer, max_length=16, cache_dir=cache).from_cache
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path, tokenizer):
+    texts, peaks = generate_corpus(100), []
+    for copies in (5, 50):
+        (tmp_path / "a.txt").write_text("\n".join(texts * copies))
+        tracemalloc.start()
+        corpus = PackedCorpus(CorpusSource(tmp_path / "a.txt"), tokenizer, max_length=16, cache_dir=tmp_path / "cache")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert corpus.num_documents == 100 * copies
+    assert peaks[1] - peaks[0] < 0.1 * len(corpus) * 16 * 4
+
+
+def test_blocks_are_the_same_from_memory_the_cache_and_in_small_batches(tmp_path, tokenizer, monkeypatch):
+    documents = generate_corpus(40)
+    first = all_tokens(PackedCorpus(documents, tokenizer, max_length=16))
+    assert torch.equal(all_tokens(PackedCorpus(documents, tokenizer, max_length=16, cache_dir=tmp_path)), first)
+    monkeypatch.setattr("lightning_minillm.data.corpus._BATCH_CHARACTERS", 300)
+    assert torch.equal(all_tokens(PackedCorpus(documents, tokenizer, max_length=16)), first)
+
+
+def test_a_corpus_that_is_too_short_leaves_nothing_in_the_cache(tmp_path, tokenizer):
+    with pytest.raises(ValueError, match="less than one block"):
+        PackedCorpus(["short"], tokenizer, max_length=64, cache_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_more_than_the_limit_is_read(tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": " "}\n{"text": "two"}\nnothing\n')
+    (tmp_path / "a.txt").write_bytes(b"one\n\ntwo\n" + b"x" * 200_000 + b"\xff")
+    for name in ("a.jsonl", "a.txt"):
+        assert list(CorpusSource(tmp_path / name, limit=2).documents()) == ["one", "two"]
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: asked.append(options) or [{"text": "a"}] * 9)
+    assert list(CorpusSource("x/y", split="train", limit=2, revision="v1").documents()) == ["a", "a"]
+    assert len(list(CorpusSource("x/y", split="train").documents())) == 9
+    assert asked == [{"split": "train", "revision": "v1", "streaming": True}, {"split": "train"}]
+
+
+def test_documents_that_are_not_text_or_not_utf8_are_named(tmp_path):
+    file = tmp_path / "a.jsonl"
+    for row, message in (
+        ({"text": ["a"]}, "line 1: the field 'text' holds a list, not text"),
+        ({"texts": "a"}, r"no field 'text' for the text; the row has 'texts'; did you mean 'texts'\?"),
+    ):
+        file.write_text(json.dumps(row))
+        with pytest.raises(ValueError, match=message):
+            list(CorpusSource(file).documents())
+    (tmp_path / "a.txt").write_bytes(b"one\n\xe4\n")
+    with pytest.raises(ValueError, match=r"line 2 of .*a.txt' is not UTF-8 text"):
+        list(CorpusSource(tmp_path / "a.txt").documents())
+    (tmp_path / "a.txt.gz").write_bytes(b"one\n")
+    with pytest.raises(ValueError, match=r"a.txt.gz' is not a complete gzip file"):
+        list(CorpusSource(tmp_path / "a.txt.gz").documents())
 
 
 def test_errors(tmp_path, tokenizer):
