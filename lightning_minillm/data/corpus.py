@@ -16,15 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_minillm.data.cache import load_or_write_tokens, tokenizer_fingerprint
 from lightning_minillm.data.encoding import Indices, as_rows, special_ids
+from lightning_minillm.data.formats import DATA_SUFFIXES
 from lightning_minillm.data.records import as_text
-from lightning_minillm.data.rows import (
-    DATA_SUFFIXES,
-    Paths,
-    check_limit,
-    did_you_mean,
-    each_path,
-    iterate_rows,
-)
+from lightning_minillm.data.rows import Paths, check_limit, did_you_mean, each_path, iterate_rows
 from lightning_minillm.files import open_text
 from lightning_minillm.types import TokenBatch
 

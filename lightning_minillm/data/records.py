@@ -10,7 +10,8 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
-from lightning_minillm.data.rows import Row, did_you_mean
+from lightning_minillm.data.formats import Row
+from lightning_minillm.data.rows import did_you_mean
 
 
 @dataclass(frozen=True)
