@@ -1,64 +1,81 @@
 """Rouge-L and exact match of responses against references.
 
-Rouge-L is torchmetrics' own (best over references, Porter stemmer, as in the paper's evaluation); exact match
-normalises as the official code does.
+Rouge-L is torchmetrics' own (best over references; for words in Latin script with the Porter stemmer, as in the paper's
+evaluation); exact match normalises as the official code does.
 """
 
 from __future__ import annotations
 
-import re
-import string
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.functional.text.rouge import rouge_score
 
+from lightning_minillm.metrics.words import Words, check_words, choose_words, normalize, split_words
 
-def rouge_l(response: str, references: Sequence[str]) -> float:
+
+def rouge_l(response: str, references: Sequence[str], words: Words = "auto") -> float:
     """Return the F-measure of Rouge-L in percent, the best over the references.
 
+    Args:
+        response: any text; without words, it scores 0.
+        references: at least one text; one without words scores 0.
+        words: see :data:`~lightning_minillm.metrics.Words`.
+
+    Raises:
+        ValueError: there is no reference.
+
     Example:
-        >>> round(rouge_l("a b", ["a c", "x"]), 6)
-        50.0
+        >>> round(rouge_l("a b", ["a c", "x"]), 4), round(rouge_l("今天天气很好", ["今天下雨"]), 4)
+        (50.0, 40.0)
     """
-    scores = rouge_score([response], [list(references)], rouge_keys="rougeL", use_stemmer=True, accumulate="best")
+    _check_references([references])
+    chosen = choose_words(references, words)
+    how: dict[str, Any] = {"use_stemmer": True}
+    if chosen != "latin":
+        how = {"normalizer": str, "tokenizer": partial(split_words, words=chosen)}
+    scores = rouge_score([response], [list(references)], rouge_keys="rougeL", accumulate="best", **how)
     return 100 * float(scores["rougeL_fmeasure"])
 
 
-def exact_match(response: str, references: Sequence[str]) -> bool:
+def exact_match(response: str, references: Sequence[str], words: Words = "auto") -> bool:
     """Return whether a response equals one of the references after :func:`normalize`.
 
-    Example:
-        >>> exact_match("Paris.", ["London", "paris"])
-        True
-    """
-    return normalize(response) in {normalize(reference) for reference in references}
-
-
-def normalize(text: str) -> str:
-    """Lower the case, remove punctuation and collapse white space (official ``rouge_metric.normalize_answer``).
+    Args:
+        response: any text.
+        references: texts; without any, nothing matches.
+        words: see :data:`~lightning_minillm.metrics.Words`.
 
     Example:
-        >>> normalize("The  Cat, sat. ")
-        'the cat sat'
+        >>> exact_match("Paris.", ["London", "paris"]), exact_match("“你好”，世界。", ["你好世界"])
+        (True, True)
     """
-    kept = text.lower().translate(str.maketrans("", "", string.punctuation))
-    return re.sub(r"\s+", " ", kept).strip()
+    chosen = choose_words(references, words)
+    return normalize(response, chosen) in {normalize(reference, chosen) for reference in references}
 
 
 class _RowMean(Metric):
-    """Mean over rows and ranks of a score in percent; NaN if there were no rows."""
+    """Mean over rows and ranks of a score in percent; NaN if there were no rows.
+
+    Args:
+        words: see :data:`~lightning_minillm.metrics.Words`.
+        options: of :class:`torchmetrics.Metric`.
+    """
 
     full_state_update = False
     higher_is_better = True
     total: Tensor
     count: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, words: Words = "auto", **options: Any) -> None:
+        super().__init__(**options)
+        check_words(words)
+        self.words = words
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -80,8 +97,7 @@ class _RowMean(Metric):
             raise ValueError(
                 f"{len(responses)} responses and {len(references)} rows of references: they must have the same length"
             )
-        if any(len(row) == 0 for row in references):
-            raise ValueError("a row has no reference: give at least one acceptable response for each")
+        _check_references(references)
         self.total += sum(self.score(response, row) for response, row in zip(responses, references, strict=True))
         self.count += len(responses)
 
@@ -95,7 +111,7 @@ class RougeL(_RowMean):
 
     def score(self, response: str, references: Sequence[str]) -> float:
         """Return Rouge-L of one row."""
-        return rouge_l(response, references)
+        return rouge_l(response, references, self.words)
 
 
 class ExactMatch(_RowMean):
@@ -103,4 +119,9 @@ class ExactMatch(_RowMean):
 
     def score(self, response: str, references: Sequence[str]) -> float:
         """Return 100 for a match, else 0."""
-        return 100.0 * exact_match(response, references)
+        return 100.0 * exact_match(response, references, self.words)
+
+
+def _check_references(rows: Sequence[Sequence[str]]) -> None:
+    if not all(rows):
+        raise ValueError("a row has no reference: give at least one acceptable response for each")
