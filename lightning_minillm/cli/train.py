@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from omegaconf import DictConfig
 
+from lightning_minillm.callbacks import BestCheckpoint
 from lightning_minillm.checkpoints.files import backup_of
 from lightning_minillm.checkpoints.weights import load_weights, read_metadata
 from lightning_minillm.cli.build import (
@@ -147,6 +148,12 @@ def _finish(config: Config, trainer: Trainer, module: CausalLMModule, callbacks:
             "value": float(best.best_model_score),
             "optimizer_steps": int(read_metadata(best.best_model_path)["global_step"]),
         }
+        if isinstance(best, BestCheckpoint) and best.fallback_score is not None:
+            metrics["best"]["fallback"] = {"metric": best.fallback, "value": best.fallback_score}
+            rank_zero_info(
+                f"{config['name']}: {best.monitor} was 0 at every validation; the exported weights are those with the"
+                f" lowest {best.fallback}, {best.fallback_score:.4g}"
+            )
     module.export(str(student))
     write_model_card(student, config, metrics)
     trainer.strategy.barrier()

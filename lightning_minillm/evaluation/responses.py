@@ -9,13 +9,23 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
 from lightning_minillm.evaluation.base import Curve, Evaluation, Findings, Measure, Picture, Record
 from lightning_minillm.evaluation.prompt_sets import PromptItems, PromptSets
 from lightning_minillm.evaluation.scoring import pair_divergences, row_sums, target_scores
 from lightning_minillm.functional.divergences import reverse_kl
-from lightning_minillm.metrics import distinct_ngrams, exact_match, repeated_ngrams, rouge_l
+from lightning_minillm.metrics import (
+    Words,
+    choose_words,
+    count_unseen,
+    distinct_ngrams,
+    exact_match,
+    repeated_ngrams,
+    rouge_l,
+)
+from lightning_minillm.metrics.words import check_words
 from lightning_minillm.models import ModelPair
 from lightning_minillm.rollout import SamplingConfig, decode_responses, sampler_for
 from lightning_minillm.rollout.scoring import rollout_sequences
@@ -40,6 +50,7 @@ class ResponsesEvaluation(PromptItems, Evaluation):
 
     Args:
         prompts: the data sets, and how models respond to them.
+        words: what Rouge-L, exact match and n-grams compare; see :data:`~lightning_minillm.metrics.Words`.
     """
 
     name = "responses"
@@ -54,14 +65,20 @@ class ResponsesEvaluation(PromptItems, Evaluation):
         )
     }
 
-    def __init__(self, prompts: PromptSets) -> None:
+    def __init__(self, prompts: PromptSets, *, words: Words = "auto") -> None:
+        check_words(words)
         super().__init__(prompts)
+        self.words = words
         self.reference_lengths: dict[str, list[int]] = {}
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Read and tokenise the data sets, and count the tokens of their references."""
+        """Read and tokenise the data sets, and count the tokens of their references.
+
+        References in which Rouge-L finds no word are counted in a warning.
+        """
         super().prepare(tokenizer)
         for name, data in self.prompts.data.items():
+            warn_of_unseen(name, [record.responses for record in data.records], self.words)
             references = [record.responses[0] for record in data.records]
             ids = tokenizer(references, add_special_tokens=False, verbose=False).input_ids
             self.reference_lengths[name] = [len(row) for row in ids]
@@ -73,12 +90,13 @@ class ResponsesEvaluation(PromptItems, Evaluation):
         is_first = seed == self.prompts.seeds[0]
         # processes that gather shards make the same passes
         scores_references = is_first or pair.placement.shards_models
-        records = measure_responses(pair, batch, self.prompts.sampling, seed, scores_references)
+        records = measure_responses(pair, batch, self.prompts.sampling, seed, scores_references, self.words)
         for item, row, record in zip(items, rows, records, strict=True):
             record |= {
                 "item": item,
                 "data_set": name,
                 "seed": seed,
+                "words": choose_words(record["references"], self.words),
                 "reference_tokens": self.reference_lengths[name][row],
             }
             if not is_first:
@@ -87,17 +105,25 @@ class ResponsesEvaluation(PromptItems, Evaluation):
         return records
 
     def summarise(self, name: str, records: Sequence[Record]) -> Findings:
-        """Compute every metric of each seed."""
+        """Compute every metric of each seed; responses without text are counted in a warning."""
+        num_empty = sum(not record["response"].strip() for record in records)
+        if num_empty:
+            rank_zero_warn(f"{name}: {num_empty} of {len(records)} responses are empty and score 0")
         values: dict[str, list[float]] = {}
         loss = mean_reference_loss(records)
         for seed in self.prompts.seeds:
-            summary = summarise_responses([record for record in records if record["seed"] == seed]) | {"loss": loss}
+            own = [record for record in records if record["seed"] == seed]
+            summary = summarise_responses(own, self.words) | {"loss": loss}
             for metric, value in summary.items():
                 if not math.isnan(value):  # otherwise no record has it
                     values.setdefault(metric, []).append(value)
         means = [values.get(f"rougeL_{bucket}") for bucket in LENGTH_BUCKETS]
         found = [(float(place), sum(mean) / len(mean)) for place, mean in enumerate(means) if mean]
         return Findings(values, {"rougeL_by_length": Curve(*map(list, zip(*found, strict=True)))})
+
+    def identity(self) -> dict[str, Any]:
+        """Return what determines prompts, responses and scores."""
+        return {**super().identity(), "words": self.words}
 
     def texts(self, records: Sequence[Record]) -> dict[str, list[Record]]:
         """Return the responses of each data set and seed, row by row."""
@@ -109,7 +135,12 @@ class ResponsesEvaluation(PromptItems, Evaluation):
 
 
 def measure_responses(
-    pair: ModelPair, batch: EvaluationBatch, sampling: SamplingConfig, seed: int, scores_references: bool = True
+    pair: ModelPair,
+    batch: EvaluationBatch,
+    sampling: SamplingConfig,
+    seed: int,
+    scores_references: bool = True,
+    words: Words = "auto",
 ) -> list[Record]:
     """Sample a response to every prompt of a batch, and compare it with the references and with the teacher.
 
@@ -119,6 +150,7 @@ def measure_responses(
         sampling: of the student alone.
         seed: of the sampling noise.
         scores_references: also run the student over the first reference of each row.
+        words: of Rouge-L.
 
     Returns:
         B records: ``index``, ``task``, ``prompt``, ``references``, ``response``, ``exact``, ``rougeL`` in percent, and
@@ -136,7 +168,7 @@ def measure_responses(
         columns["loss_tokens"] = batch.tokens.target_mask.sum(-1).tolist()
     records = describe_responses(pair, batch, rollouts)
     for row, record in enumerate(records):
-        record |= {"exact": batch.exact[row], "rougeL": rouge_l(record["response"], record["references"])}
+        record |= {"exact": batch.exact[row], "rougeL": rouge_l(record["response"], record["references"], words)}
         record |= {key: values[row] for key, values in columns.items()}
     return records
 
@@ -152,22 +184,26 @@ def describe_responses(pair: ModelPair, batch: EvaluationBatch, rollouts: Rollou
     ]
 
 
-def summarise_responses(records: Sequence[Record]) -> dict[str, float]:
+def summarise_responses(records: Sequence[Record], words: Words = "auto") -> dict[str, float]:
     """Return the metrics of one seed's responses to one data set; NaN for a metric that no record has.
 
     Args:
         records: as returned by :func:`measure_responses`, at least one; with ``reference_tokens`` for Rouge-L by
             length.
+        words: of exact match and n-grams.
     """
     texts = [record["response"] for record in records]
+    chosen = [choose_words(record["references"], words) for record in records]
     exact = [record for record in records if record["exact"]]
     tokens = [record["response_tokens"] for record in records]
     values = {
         "rougeL": _mean([record["rougeL"] for record in records]),
-        "exact_match": _mean([100.0 * exact_match(record["response"], record["references"]) for record in exact]),
+        "exact_match": _mean(
+            [100.0 * exact_match(record["response"], record["references"], words) for record in exact]
+        ),
         "response_length": _mean(tokens),
-        "repetition": repeated_ngrams(texts),
-        "dist4": distinct_ngrams(texts),
+        "repetition": repeated_ngrams(texts, words=chosen),
+        "dist4": distinct_ngrams(texts, words=chosen),
     }
     for name, (shortest, longest) in LENGTH_BUCKETS.items():
         lengths = [record.get("reference_tokens", -1) for record in records]
@@ -189,3 +225,21 @@ def mean_reference_loss(records: Sequence[Record]) -> float:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else math.nan
+
+
+def warn_of_unseen(name: str, references: Sequence[Sequence[str]], words: Words) -> None:
+    """Warn if Rouge-L finds no word in some rows of references, and say which option finds one.
+
+    Args:
+        name: of the data set.
+        references: of each row.
+        words: see :data:`~lightning_minillm.metrics.Words`.
+    """
+    unseen = count_unseen(references, words)
+    if unseen:
+        found = unseen - count_unseen(references, "unicode")
+        remedy = f"words=unicode finds some in {found} of them" if found > 0 else "they have neither letters nor digits"
+        rank_zero_warn(
+            f"{name}: rougeL sees no token in {unseen} of {len(references)} references (words={words}), so every"
+            f" response to them scores 0: {remedy}"
+        )

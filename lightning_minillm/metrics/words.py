@@ -54,7 +54,7 @@ def choose_words(references: Iterable[str], words: Words = "auto") -> Words:
     """Return how texts that are compared with references are divided into words: never ``"auto"``.
 
     Example:
-        >>> choose_words(["今天天气很好"]), choose_words(["Où est la gare ?", "Ça va"]), choose_words(["a b"], "unicode")
+        >>> choose_words(["今天"]), choose_words(["Où est la gare ?", "Ça va"]), choose_words(["a b"], "unicode")
         ('unicode', 'latin', 'unicode')
     """
     check_words(words)

@@ -17,7 +17,7 @@ from lightning_minillm.checkpoints.micro_batches import ACCUMULATION_KEY, rescal
 from lightning_minillm.checkpoints.weights import check_architecture
 from lightning_minillm.distributed.placement import ModelPlacement, placement_of
 from lightning_minillm.evaluation.base import Record
-from lightning_minillm.evaluation.responses import measure_responses, summarise_responses
+from lightning_minillm.evaluation.responses import measure_responses, summarise_responses, warn_of_unseen
 from lightning_minillm.losses import TokenLoss
 from lightning_minillm.models import ModelFactory, ModelPair, disable_dropout
 from lightning_minillm.models.export import save_pretrained
@@ -75,6 +75,7 @@ class CausalLMModule(LightningModule):
         self.shows_teacher = False
         """Whether the samples of the first batch also hold the teacher's response; a callback asks for it."""
         self._teacher_responses: dict[tuple[str, ...], list[str]] = {}
+        self._checked_references: set[str] = set()
 
     # --- models -----------------------------------------------------------------------------------------------------
 
@@ -235,7 +236,7 @@ class CausalLMModule(LightningModule):
             with_teacher: also keep the teacher's responses, which are sampled once.
         """
         options = self.validation_options
-        records = measure_responses(self.pair, batch, options.sampling, options.seed)
+        records = measure_responses(self.pair, batch, options.sampling, options.seed, words=options.words)
         if with_teacher and self.teacher is not None:
             for record, text in zip(records, self._responses_of_teacher(batch), strict=True):
                 record["teacher"] = text
@@ -269,7 +270,11 @@ class CausalLMModule(LightningModule):
         records = [record for rank in self.placement.gather_over_data(self.samples) for record in rank]
         if not records:
             return {}
-        summary = summarise_responses(records)
+        words = self.validation_options.words
+        if stage not in self._checked_references:
+            self._checked_references.add(stage)
+            warn_of_unseen(stage, [record["references"] for record in records], words)
+        summary = summarise_responses(records, words)
         if not any(record["exact"] for record in records):
             del summary["exact_match"]
         values = {name: summary[name] for name in _MEASURED if name in summary}

@@ -10,6 +10,7 @@ from torch import nn
 
 from lightning_minillm.checks import check_range
 from lightning_minillm.losses import TokenLoss
+from lightning_minillm.metrics.words import Words, check_words
 from lightning_minillm.rollout import SamplingConfig
 
 OptimizerFactory = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
@@ -48,12 +49,15 @@ class ValidationOptions:
     Attributes:
         sampling: of the student alone (``teacher_mix_alpha`` must be 0).
         seed: of the sampling noise.
+        words: what Rouge-L and exact match compare; see :data:`~lightning_minillm.metrics.Words`.
     """
 
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(teacher_mix_alpha=0.0))
     seed: int = 10
+    words: Words = "auto"
 
     def __post_init__(self) -> None:
+        check_words(self.words)
         if self.sampling.teacher_mix_alpha != 0:
             raise ValueError("validation samples the student alone: set teacher_mix_alpha=0 in validation.sampling")
 

@@ -122,7 +122,8 @@ def describe_run(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> Model
     corpus = (config["data"].get("datamodule") or {}).get("lm_corpus")
     data["pretraining text"] = corpus.get("path") if isinstance(corpus, Mapping) else corpus
     best = metrics.get("best")
-    chosen = f"{best['metric']} = {best['value']:.4g} at step {best['optimizer_steps']}" if best else "the last step"
+    by = (best or {}).get("fallback", best)  # decided where the monitored metric was always 0
+    chosen = f"{by['metric']} = {by['value']:.4g} at step {best['optimizer_steps']}" if best else "the last step"
     module, loss = (_class_name(config[key]) for key in ("module", "loss"))
     # if an earlier validation chose the weights, the values of the last validation are not theirs
     measured = {} if best else {key: value for key, value in metrics["last"].items() if key.startswith("val/")}
@@ -133,7 +134,7 @@ def describe_run(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> Model
         method=f"{module} with {loss}",
         data={key: str(value) for key, value in data.items() if value is not None},
         hyperparameters=_hyperparameters(config),
-        metrics={best["metric"]: best["value"]} if best else measured,
+        metrics={each["metric"]: each["value"] for each in (best, by)} if best else measured,
         chosen_by=chosen,
         command=_command(),
         versions=_versions(),

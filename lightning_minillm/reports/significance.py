@@ -77,6 +77,8 @@ def _read(file: Path, version: int) -> Mapping[int, tuple[str, float]]:
     """Read a file once per version (the time it was modified); the score is computed if it is not stored."""
     found = {}
     for row in iterate_json_lines(file):
-        score = row["rougeL"] if "rougeL" in row else rouge_l(row["response"], row["references"])
+        score = (
+            row["rougeL"] if "rougeL" in row else rouge_l(row["response"], row["references"], row.get("words", "auto"))
+        )
         found[row["index"]] = (row["prompt"], score)
     return found

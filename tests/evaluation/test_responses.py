@@ -33,12 +33,12 @@ RECORDS = Fixed(
 )
 
 
-def make(sources=None, seeds=(1, 2), batch_size=2, **sampling):
+def make(sources=None, seeds=(1, 2), batch_size=2, words="auto", **sampling):
     config = SamplingConfig(**{"max_new_tokens": 4, "teacher_mix_alpha": 0.0, **sampling})
     sources = sources or {"test": RECORDS}
     lengths = {"max_length": 24, "max_prompt_length": 12}
     return ResponsesEvaluation(
-        PromptSets(sources, PlainTemplate(), config, batch_size=batch_size, seeds=seeds, **lengths)
+        PromptSets(sources, PlainTemplate(), config, batch_size=batch_size, seeds=seeds, **lengths), words=words
     )
 
 
@@ -191,3 +191,38 @@ def test_identity_tells_set_ups_apart(prepared, tokenizer):
     ]
     for other in others:
         assert identity(**other) != prepared.identity(), other
+
+
+def test_references_that_rouge_cannot_see_are_counted(tokenizer):
+    sources = {"zh": Fixed(*(InstructionRecord("w1", "", (text,)) for text in ("今天", "42", "...")))}
+    with pytest.warns(UserWarning, match=r"zh: rougeL sees no token in 1 of 3 references.*neither letters nor digits"):
+        make(sources).prepare(tokenizer)
+    with pytest.warns(UserWarning, match=r"no token in 2 of 3 references \(words=latin\).*words=unicode finds.* 1 of"):
+        make(sources, words="latin").prepare(tokenizer)
+
+
+def test_empty_responses_are_counted():
+    rows = [record(text, data_set="test", seed=1, reference_loss=1.0, loss_tokens=1) for text in ("", "a", " ")]
+    with pytest.warns(UserWarning, match="test: 2 of 3 responses are empty and score 0"):
+        make(seeds=(1,)).findings(rows)
+
+
+def test_the_metrics_go_by_the_words_of_the_references():
+    chinese = {"references": ["今天天气很好"], "rougeL": 100.0}
+    assert summarise_responses([record("今天天气很好。", **chinese)])["exact_match"] == 100
+    assert summarise_responses([record("今天今天今天", **chinese)])["dist4"] == pytest.approx(100 * 2 / 3)
+    assert math.isnan(summarise_responses([record("今天今天今天", **chinese)], "latin")["dist4"])
+    mixed = [record("今天今天今天"), record("a b c d", ["今天"])]  # the first has a reference in Latin script
+    assert summarise_responses(mixed)["dist4"] == 100
+
+
+def test_records_say_which_words_were_compared(tokenizer, make_model, make_pair, run_all):
+    sources = {"test": Fixed(InstructionRecord("w1", "", ("今天",)), InstructionRecord("w2", "", ("w1",)))}
+    for words, expected in (("auto", ["unicode", "latin"]), ("characters", ["characters"] * 2)):
+        evaluation = make(sources, seeds=(1,), words=words)
+        evaluation.prepare(tokenizer)
+        records = run_all(evaluation, make_pair(make_model("gpt2")))
+        assert [row["words"] for row in records] == expected
+        assert evaluation.identity()["words"] == words
+    with pytest.raises(ValueError, match="words must be"):
+        make(words="letters")
