@@ -206,3 +206,37 @@ def test_metrics_file_is_readable_as_csv(train_overrides, tmp_path):
         columns = set(csv.DictReader(rows).fieldnames)
     expected = {"train/loss", "val/loss", "val/rougeL", "val/exact_match", "val/response_length"}
     assert expected | {"perf/tokens_per_second", "perf/peak_memory_gib", "train/grad_norm", "lr-AdamW"} <= columns
+
+
+def chinese(folders, tmp_path):
+    """The data of the other tests with references in Chinese, which the tokenizer has no word for."""
+    row = {"instruction": "w1 w2", "output": "今天天气很好", "exact": True}
+    file = tmp_path / "chinese.jsonl"
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for _ in range(6)), encoding="utf-8")
+    return [f"data.validation={file}", f"data.test={file}", f"data.train={folders}/train.jsonl"]
+
+
+@pytest.mark.filterwarnings("ignore:val/rougeL is 0")
+def test_where_rouge_sees_nothing_the_lowest_loss_is_exported(train_overrides, folders, tmp_path):
+    overrides = [
+        "experiment=sft",
+        *train_overrides,
+        *chinese(folders, tmp_path),
+        "eval_every=2",
+        "validation.words=latin",
+    ]
+    with pytest.warns(UserWarning, match=r"val: rougeL sees no token in 6 of 6 references \(words=latin\)"):
+        metrics, _ = train(compose_config("train", overrides))
+    losses = dict(read_curve(tmp_path / "run", "val/loss"))
+    best = metrics["best"]
+    assert (best["metric"], best["value"], best["fallback"]["metric"]) == ("val/rougeL", 0, "val/loss")
+    assert best["fallback"]["value"] == pytest.approx(min(losses.values()))
+    assert losses[best["optimizer_steps"] - 1] == pytest.approx(min(losses.values()))
+    assert "val/loss = " in (tmp_path / "run/student/README.md").read_text()
+
+
+def test_words_of_the_references_script_are_the_default(train_overrides, folders, tmp_path, recwarn):
+    train(compose_config("train", ["experiment=sft", *train_overrides, *chinese(folders, tmp_path)]))
+    assert not [each for each in recwarn if "sees no token" in str(each.message)]
+    with pytest.raises(ValueError, match="words must be auto, latin, unicode or characters, got 'chinese'"):
+        train(compose_config("train", ["experiment=sft", *train_overrides, "validation.words=chinese", "resume=never"]))
