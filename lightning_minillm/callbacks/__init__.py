@@ -4,8 +4,7 @@ Only :class:`ResumeCheckpoint` touches training: it restores random states and s
 an uninterrupted one. The others observe.
 """
 
-from lightning_minillm.callbacks.best import BestCheckpoint
-from lightning_minillm.callbacks.checkpoint import ResumeCheckpoint
+from lightning_minillm.callbacks.checkpoint import BestCheckpoint, ResumeCheckpoint
 from lightning_minillm.callbacks.metric_plots import MetricPlots
 from lightning_minillm.callbacks.progress import ProgressFile, RolloutProgressBar
 from lightning_minillm.callbacks.sample_table import SampleTable

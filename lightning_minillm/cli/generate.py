@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from omegaconf import DictConfig
 
 from lightning_minillm.cli.build import build_trainer, prepare_data
@@ -35,8 +35,8 @@ def generate(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[
         cfg: as composed from ``conf/generate.yaml``.
 
     Returns:
-        Metrics (``responses``, ``unfinished``, ``dropped_prompts``, ``mean_length``) and objects (``config``,
-        ``output``).
+        Metrics (``responses``, ``unfinished``, ``empty``, ``dropped_prompts``, ``mean_length``) and objects
+        (``config``, ``output``).
 
     Raises:
         ValueError: the configuration is wrong, or the folder has responses made with different settings or weights.
@@ -55,10 +55,19 @@ def generate(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     runs.start_run(Path(config["output_dir"]), config)
     findings = run_evaluation(trainer, module, evaluation, partial)
     metrics = {name: values[0] for name, values in findings.values.items()}
+    left_out = evaluation.num_responses - metrics["responses"]
+    metrics["empty"] = left_out - metrics["unfinished"] if left_out else 0
     metrics["dropped_prompts"] = evaluation.prompts.num_dropped
     rank_zero_only(_write)(output, partial, evaluation)
     rank_zero_only(write_json)(Path(config["output_dir"]) / runs.METRICS_FILE, metrics)
     rank_zero_info(f"{config['name']}: wrote {metrics['responses']} responses to {output}")
+    if left_out:
+        limit = evaluation.prompts.sampling.max_new_tokens
+        rank_zero_warn(
+            f"{left_out} of {evaluation.num_responses} responses are left out: {metrics['unfinished']} did not end"
+            f" within sampling.max_new_tokens={limit} tokens, and {metrics['empty']} are empty; raise it, or keep them"
+            " with keep_unfinished=true"
+        )
     return metrics, {"config": config, "output": output}
 
 

@@ -45,6 +45,11 @@ class GenerationEvaluation(PromptItems, Evaluation):
         self.num_samples = num_samples
         self.keep_unfinished = keep_unfinished
 
+    @property
+    def num_responses(self) -> int:
+        """Number of responses that are sampled."""
+        return self.num_samples * self.prompts.num_rows
+
     def batches(self) -> list[list[int]]:
         """Return the batches of each sample, in the order of the prompts: rounding depends on the rows of a batch."""
         count, size = self.prompts.num_rows, self.prompts.batch_size
@@ -91,9 +96,11 @@ class GenerationEvaluation(PromptItems, Evaluation):
         """
         kept = self._kept(records)
         if not kept:
+            unfinished = sum(not record["finished"] for record in records)
             raise ValueError(
-                f"none of the {len(records)} responses ended by itself: raise sampling.max_new_tokens, or set"
-                " keep_unfinished=true"
+                f"none of the {len(records)} responses ended by itself and has text: {unfinished} did not end within"
+                f" sampling.max_new_tokens={self.prompts.sampling.max_new_tokens} tokens,"
+                f" {len(records) - unfinished} are empty; raise it, or set keep_unfinished=true"
             )
         return Findings(
             {

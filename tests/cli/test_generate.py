@@ -152,3 +152,31 @@ def test_unfinished_responses_are_left_out_unless_asked_for(overrides):
 def test_mistakes_are_named(override, message, overrides):
     with pytest.raises(ValueError, match=message):
         generate(compose_config("generate", [*overrides, override]))
+
+
+def test_responses_that_are_left_out_are_counted_with_the_reason(overrides):
+    overrides = [*overrides, "sampling.temperature=2", "sampling.max_new_tokens=20"]
+    kept, _ = generate(compose_config("generate", overrides))
+    assert kept["responses"] == 40
+    assert kept["empty"] == 0
+    with pytest.warns(UserWarning, match=r"of 40 responses are left out.*keep_unfinished=true") as said:
+        fewer, objects = generate(compose_config("generate", [*overrides, "keep_unfinished=false"]))
+    (text,) = [str(each.message) for each in said if "left out" in str(each.message)]
+    left_out = 40 - fewer["responses"]
+    assert text.startswith(f"{left_out} of 40 responses are left out: {kept['unfinished']} did not end within")
+    assert f"sampling.max_new_tokens=20 tokens, and {fewer['empty']} are empty" in text
+    assert left_out == kept["unfinished"] + fewer["empty"]
+    assert len(rows_of(objects["output"])) == fewer["responses"] > 0
+
+
+def test_any_line_separator_may_be_in_a_response(overrides, folders, tmp_path, make_model):
+    """The file is written, read again by every reader, and written again by a second run."""
+    shutil.copytree(folders / "teacher", tmp_path / "model")
+    for file in ("tokenizer.json", "vocab.json"):
+        path = tmp_path / "model" / file
+        if path.exists():
+            path.write_text(path.read_text(encoding="utf-8").replace('"w7"', '"a\\u2028b\\u0085c"'), encoding="utf-8")
+    overrides = [*overrides, f"model={tmp_path}/model", f"data.tokenizer={tmp_path}/model", "sampling.temperature=3"]
+    metrics, objects = generate(compose_config("generate", overrides))
+    assert "\u2028" in objects["output"].read_text(encoding="utf-8")
+    assert len(load_instructions(objects["output"])) == metrics["responses"] == 40
