@@ -105,7 +105,7 @@ def without_tokenizer(cfg: DictConfig | Mapping[str, Any]) -> DictConfig | Mappi
 def _check(config: Config) -> None:
     if not config["seeds"]:
         raise ValueError("seeds is empty: give at least one sampling seed, e.g. seeds=[10]")
-    if not any(config["evaluation"].values()):
+    if not any((config.get("evaluation") or {}).values()):  # evaluation=[] leaves no such key
         raise ValueError("there is nothing to measure: name evaluations, e.g. evaluation=[responses]")
 
 
@@ -180,11 +180,13 @@ def _write_texts(folder: Path, model: NamedModel, evaluation: Evaluation, texts:
 def _report(config: Config, loggers: list[Any], results: Results, texts: Texts) -> None:
     """Write and print everything."""
     folder = Path(config["output_dir"])
+    words = (config["evaluation"].get("responses") or {}).get("words")
     about = {
         "seeds": config["seeds"],
         "split": config["split"],
         "data_sets": config["data_sets"] or {},
         "sampling": {key: value for key, value in config["sampling"].items() if key != "_target_"},
+        **({"words": words} if words else {}),
         "paths": _paths(config),
         "teacher": config["teacher"].get("path"),
         **results.to_json(),
@@ -198,6 +200,7 @@ def _report(config: Config, loggers: list[Any], results: Results, texts: Texts) 
         "data": data or f"the {config['split']} split of `{config['data'].get('path')}`",
         "sampling": ", ".join(f"{key} {value}" for key, value in about["sampling"].items()),
         "seeds": ", ".join(map(str, config["seeds"])),
+        **({"words": words} if words else {}),
     }
     samples = next(iter(texts.values()), {})
     evaluation_report.write_report(folder, config["name"], facts, results, pictures, samples)

@@ -122,7 +122,7 @@ def describe_run(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> Model
     corpus = (config["data"].get("datamodule") or {}).get("lm_corpus")
     data["pretraining text"] = corpus.get("path") if isinstance(corpus, Mapping) else corpus
     best = metrics.get("best")
-    by = (best or {}).get("fallback", best)  # decided where the monitored metric was always 0
+    by: dict[str, Any] = (best or {}).get("fallback") or best or {}  # decides where the monitored metric is always 0
     chosen = f"{by['metric']} = {by['value']:.4g} at step {best['optimizer_steps']}" if best else "the last step"
     module, loss = (_class_name(config[key]) for key in ("module", "loss"))
     # if an earlier validation chose the weights, the values of the last validation are not theirs

@@ -69,6 +69,8 @@ def test_other_splits_are_measured_by_the_same_code(overrides, folders, tmp_path
         ([], "give either model="),
         (["model=x", "models={a: x}"], "give either model="),
         (["model=MODEL", "seeds=[]"], "seeds is empty"),
+        (["model=MODEL", "evaluation=[]"], "there is nothing to measure: name evaluations"),
+        (["model=MODEL", "evaluation.responses.words=chinese"], "words must be auto, latin, unicode or characters"),
         (["model=./nowhere"], "there is no folder"),
         (["model=MODEL", "split=dev"], "split must be"),
     ],
@@ -150,3 +152,23 @@ def test_teacher_with_another_tokenizer_is_refused(overrides, folders, tmp_path,
     teacher = ["teacher=pretrained", f"teacher.path={tmp_path}/other"]
     with pytest.raises(ValueError, match="different tokenizers"):
         evaluate(compose_config("evaluate", [*overrides, f"model={folders}/model", *teacher]))
+
+
+def test_text_of_any_script_is_measured_and_the_choice_is_written(overrides, folders, tmp_path):
+    references = ["今天天气很好", "Привет мир", "w1 w2"]
+    rows = [{"instruction": "w1", "output": text, "exact": True} for text in references]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    base = [*overrides, f"model={folders}/model", f"data.test={tmp_path}/test.jsonl", "seeds=[1]"]
+    evaluate(compose_config("evaluate", base))
+    stored = json.loads((tmp_path / "run/results.json").read_text())
+    assert stored["words"] == "auto"
+    assert "auto" in (tmp_path / "run/report.md").read_text()
+    written = (tmp_path / "run/responses/model_seed_1.jsonl").read_text(encoding="utf-8").splitlines()
+    by_reference = {row["references"][0]: row["words"] for row in map(json.loads, written)}
+    assert by_reference == dict(zip(references, ["unicode", "unicode", "latin"], strict=True))
+    with pytest.raises(ValueError, match=r"different settings \(evaluation.words\)"):
+        evaluate(compose_config("evaluate", [*base, "evaluation.responses.words=characters"]))
+    with pytest.warns(UserWarning, match="rougeL sees no token in 2 of 3 references"):
+        evaluate(
+            compose_config("evaluate", [*base, "evaluation.responses.words=latin", f"output_dir={tmp_path}/other"])
+        )
