@@ -5,17 +5,25 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from lightning_minillm.files import read_json
+from lightning_minillm.models.folders import adapted_model, check_loaded, check_model, local_or_hub, stored_dtype
 
 Quantization = Literal["8bit", "4bit"]
-_ADAPTER_FILE = "adapter_config.json"
 _QUANTIZATIONS = ("8bit", "4bit")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DROPOUT_KEYS = ("dropout", "attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout")
+_STORED_DTYPES: WeakKeyDictionary[PreTrainedModel, torch.dtype] = WeakKeyDictionary()
 
 
 def load_causal_lm(
@@ -46,34 +54,65 @@ def load_causal_lm(
         The model, in eval mode, on the CPU; a quantised model on the current GPU if there is one.
 
     Raises:
-        ValueError: unknown dtype or quantization, a folder that does not exist or has no config.json, a model that
-            needs remote code, or adapters together with quantization.
+        ValueError: unknown dtype or quantization, a folder that :func:`~lightning_minillm.models.check_model` refuses,
+            weights that are not finite, or adapters together with quantization.
         ImportError: a required extra is not installed.
     """
-    if dtype not in _DTYPES:
-        raise ValueError(f"dtype must be one of {sorted(_DTYPES)}, got {dtype!r}")
-    quantized = _quantization_options(quantization, _DTYPES[dtype]) if quantization is not None else {}
-    options = {"dtype": dtype, "trust_remote_code": trust_remote_code, "attn_implementation": attn_implementation}
-    if (Path(path).expanduser() / _ADAPTER_FILE).is_file():
+    quantized = _quantization_options(quantization, dtype_of(dtype)) if quantization is not None else {}
+    options = {"trust_remote_code": trust_remote_code, "attn_implementation": attn_implementation}
+    config = check_model(path, trust_remote_code=trust_remote_code, revision=revision)
+    name = local_or_hub(path, "model")
+    base = adapted_model(name)
+    if base is not None:
         if quantized:
             raise ValueError(
                 f"{str(path)!r} contains adapters, which cannot be merged into a quantised model: export the merged"
                 " model, or set quantization=null"
             )
-        return _load_merged(Path(path).expanduser(), {**options, "dropout": dropout, "revision": revision})
-    name = _local_or_hub(path, "model")
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise ValueError(f"{str(path)!r} contains no config.json: pass a Hugging Face model folder or a hub name")
-    overrides = _dropout_overrides(name, dropout, trust_remote_code, revision)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        name, **{**options, "dtype": _DTYPES[dtype], "revision": revision}, **quantized, **overrides
-    ).eval()
-    return model
+        return _merge(load_causal_lm(base, dtype=dtype, dropout=dropout, **options), name)
+    model: PreTrainedModel
+    model, report = AutoModelForCausalLM.from_pretrained(
+        name,
+        dtype=dtype_of(dtype),
+        revision=revision,
+        output_loading_info=True,
+        ignore_mismatched_sizes=not quantized,  # refused below, with a short message
+        **options,
+        **quantized,
+        **_dropout_overrides(config, dropout),
+    )
+    check_loaded(name, *(list(report[f"{kind}_keys"]) for kind in ("missing", "mismatched", "unexpected")))
+    _check_finite(name, model)
+    stored = config.dtype or stored_dtype(name)
+    if stored is not None:
+        _STORED_DTYPES[model] = dtype_of(stored) if isinstance(stored, str) else stored
+    return model.eval()
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """Return the dtype of a name.
+
+    Raises:
+        ValueError: it is not one that models may have.
+    """
+    if name not in _DTYPES:
+        raise ValueError(f"dtype must be one of {sorted(_DTYPES)}, got {name!r}")
+    return _DTYPES[name]
+
+
+def base_dtype(model: PreTrainedModel) -> torch.dtype | None:
+    """Return the dtype that a model's weights have in the folder it was loaded from; ``None`` if it was not loaded."""
+    return _STORED_DTYPES.get(model)
 
 
 def is_quantized(model: PreTrainedModel) -> bool:
-    """Return whether a model's matrices are stored in 8 or 4 bits; such a model is not sharded and not moved."""
+    """Return whether a model's matrices are stored in fewer bits than its dtype has; such a model is not sharded."""
     return bool(getattr(model, "is_quantized", False))
+
+
+def stays_on_its_device(model: PreTrainedModel) -> bool:
+    """Return whether bitsandbytes quantised a model as it loaded it, on the device where it then has to stay."""
+    return is_quantized(model) and getattr(model, "quantization_method", None) == "bitsandbytes"
 
 
 def _quantization_options(quantization: str, compute: torch.dtype) -> dict[str, Any]:
@@ -93,26 +132,28 @@ def _quantization_options(quantization: str, compute: torch.dtype) -> dict[str, 
     return {"quantization_config": config, "device_map": {"": device}}
 
 
-def _load_merged(folder: Path, options: dict[str, Any]) -> PreTrainedModel:
-    """Load the model that adapters were trained on, and add them to its weights."""
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise ImportError("loading adapters needs peft: pip install 'lightning-minillm[peft]'") from error
-    model = load_causal_lm(_adapted_model(folder), **options)
+def _merge(model: PreTrainedModel, folder: str) -> PreTrainedModel:
+    """Add a folder's adapters to the weights of the model that they were trained on."""
+    from peft import PeftModel
+
     merged: PreTrainedModel = PeftModel.from_pretrained(model, folder).merge_and_unload().eval()
     return merged
 
 
-def _adapted_model(folder: Path) -> str:
-    """Return the folder or hub name of the model that adapters were trained on."""
-    name = read_json(folder / _ADAPTER_FILE).get("base_model_name_or_path")
-    if not name:
-        raise ValueError(
-            f"{str(folder / _ADAPTER_FILE)!r} does not name the model that the adapters belong to: set its"
-            " base_model_name_or_path"
-        )
-    return str(name)
+@torch.no_grad()
+def _check_finite(name: str, model: PreTrainedModel) -> None:
+    for key, value in model.named_parameters():
+        if value.is_floating_point() and not bool(value.sum(dtype=torch.float32).isfinite()):
+            raise ValueError(f"the weights in {name!r} are not finite ({key}): the run that wrote them has diverged")
+
+
+def _dropout_overrides(config: PretrainedConfig, dropout: float | None) -> dict[str, float]:
+    """Return the config's dropout fields with their new rate."""
+    if dropout is None:
+        return {}
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+    return {key: dropout for key in _DROPOUT_KEYS if hasattr(config, key)}
 
 
 def init_causal_lm(
@@ -139,18 +180,7 @@ def init_causal_lm(
     Raises:
         ValueError: unknown architecture or config field.
     """
-    if isinstance(tokenizer, (str, Path)):
-        tokenizer = load_tokenizer(tokenizer)
-    config.setdefault("vocab_size", len(tokenizer))
-    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    model_config = AutoConfig.for_model(architecture, **ids)
-    unknown = [key for key in config if not hasattr(model_config, key)]
-    if unknown:
-        raise ValueError(
-            f"{architecture} has no config fields {', '.join(unknown)}: use those of transformers'"
-            f" {type(model_config).__name__}"
-        )
-    model_config = AutoConfig.for_model(architecture, **ids, **config)
+    model_config = init_config(architecture, tokenizer, **config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(model_config, attn_implementation=attn_implementation)
@@ -158,12 +188,36 @@ def init_causal_lm(
     return model
 
 
-def load_tokenizer(path: str | Path | None, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def init_config(architecture: str, tokenizer: PreTrainedTokenizerBase | str | Path, **config: Any) -> PretrainedConfig:
+    """Return the config of the model that :func:`init_causal_lm` creates; it takes the same arguments.
+
+    Raises:
+        ValueError: unknown architecture or config field.
+    """
+    if isinstance(tokenizer, (str, Path)):
+        tokenizer = load_tokenizer(tokenizer)
+    config.setdefault("vocab_size", len(tokenizer))
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    stock = AutoConfig.for_model(architecture, **ids)
+    unknown = [key for key in config if not hasattr(stock, key)]
+    if unknown:
+        raise ValueError(
+            f"{architecture} has no config fields {', '.join(unknown)}: use those of transformers'"
+            f" {type(stock).__name__}"
+        )
+    model_config: PretrainedConfig = AutoConfig.for_model(architecture, **ids, **config)
+    return model_config
+
+
+def load_tokenizer(
+    path: str | Path | None, *, trust_remote_code: bool = False, revision: str | None = None
+) -> PreTrainedTokenizerBase:
     """Load a tokenizer; one without a pad token pads with eos, which is safe because no mask is made from ids.
 
     Args:
         path: folder or hub name; for a folder of adapters without a tokenizer, that of the model they adapt.
         trust_remote_code: run code that comes with the tokenizer.
+        revision: branch, tag or commit on the hub.
 
     Returns:
         The tokenizer, padding on the left.
@@ -173,10 +227,13 @@ def load_tokenizer(path: str | Path | None, *, trust_remote_code: bool = False) 
     """
     if path is None:
         raise ValueError("no tokenizer given: pass a folder or a hub name (data.tokenizer=... in commands)")
-    name = _local_or_hub(path, "tokenizer")
-    if (Path(name) / _ADAPTER_FILE).is_file() and not (Path(name) / "tokenizer_config.json").is_file():
-        name = _adapted_model(Path(name))
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    name = local_or_hub(path, "tokenizer")
+    if not (Path(name) / "tokenizer_config.json").is_file():
+        base = adapted_model(name)
+        name, revision = (name, revision) if base is None else (base, None)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        name, trust_remote_code=trust_remote_code, revision=revision
+    )
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of {name!r} has no eos token to end responses with: set one and save it")
     if tokenizer.pad_token_id is None:
@@ -211,27 +268,3 @@ def shared_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel) -> int
     """
     sizes: list[int] = [model.get_output_embeddings().weight.shape[0] for model in (student, teacher)]
     return min(sizes)
-
-
-def _local_or_hub(path: str | Path, what: str) -> str:
-    """Return a hub name, or a folder that exists."""
-    name, folder = str(path), Path(path).expanduser()
-    if not (name.startswith((".", "/", "~")) or name.count("/") > 1 or folder.exists()):
-        return name
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder {name!r} to load a {what} from: pass an existing folder or a hub name")
-    return str(folder)
-
-
-def _dropout_overrides(
-    name: str, dropout: float | None, trust_remote_code: bool, revision: str | None
-) -> dict[str, float]:
-    """Return the config's dropout fields with their new rate; raise early if the model needs remote code."""
-    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision)
-    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}) and not trust_remote_code:
-        raise ValueError(f"{name!r} comes with its own code: set trust_remote_code=true if you trust its authors")
-    if dropout is None:
-        return {}
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be in [0, 1), got {dropout}")
-    return {key: dropout for key in _DROPOUT_KEYS if hasattr(config, key)}

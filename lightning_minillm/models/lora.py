@@ -11,12 +11,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightning_minillm.models.loading import load_causal_lm
+from lightning_minillm.models.loading import is_quantized, load_causal_lm
 
 if TYPE_CHECKING:
-    from peft.tuners.lora import Linear as LoraLinear
+    from peft.tuners.lora import LoraLayer
 
 _ADAPTER = "default"
+_QUANTIZED = (
+    "adapters cannot be merged into a quantised student: set quantization=null; with dtype=bfloat16, the frozen weights"
+    " take 2 bytes each"
+)
 
 
 def add_lora(
@@ -43,7 +47,8 @@ def add_lora(
 
     Raises:
         ImportError: peft is not installed.
-        ValueError: ``rank`` is below 1, or peft rejects an option.
+        ValueError: ``rank`` is below 1, peft rejects an option, or adapters that could not be merged: on a quantised
+            model, on one of two tied matrices, or on a layer that is neither linear nor an embedding.
     """
     try:
         from peft import LoraConfig
@@ -51,6 +56,10 @@ def add_lora(
         raise ImportError("LoRA needs peft: pip install 'lightning-minillm[peft]'") from error
     if rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
+    if is_quantized(model):
+        raise ValueError(_QUANTIZED)
+    head = model.get_output_embeddings()
+    tied = head is not None and head.weight is model.get_input_embeddings().weight
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # declared as int, used as a factor
@@ -63,6 +72,7 @@ def add_lora(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model.add_adapter(config, adapter_name=_ADAPTER)
+    _check_targets(model, tied)
     model.eval()
     return model
 
@@ -78,6 +88,8 @@ def load_lora_causal_lm(
     **kwargs: Any,
 ) -> PreTrainedModel:
     """Load a model with :func:`load_causal_lm`, which takes ``kwargs``, and add adapters with :func:`add_lora`."""
+    if kwargs.get("quantization") is not None:
+        raise ValueError(_QUANTIZED)
     model = load_causal_lm(path, **kwargs)
     return add_lora(model, rank=rank, alpha=alpha, dropout=dropout_lora, target_modules=target_modules, seed=seed)
 
@@ -96,21 +108,43 @@ def merged_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str
         model: a model with adapters; only its structure is used, so that it may be sharded.
         state: its whole state dict.
     """
+    from peft.tuners.lora import Linear
+
     merged = {name: value for name, value in state.items() if ".lora_" not in name}
     for name, layer in _adapted_layers(model):
-        first, second = (state[f"{name}.lora_{factor}.{_ADAPTER}.weight"] for factor in "AB")
+        of_tokens = _ADAPTER in layer.lora_embedding_A
+        key = "{}.lora_embedding_{}.{}" if of_tokens else "{}.lora_{}.{}.weight"
+        first, second = (state[key.format(name, factor, _ADAPTER)] for factor in "AB")
         product = (second.float() @ first.float()) * layer.scaling[_ADAPTER]
         key = f"{name}.base_layer.weight"
         weight = merged[key]
-        merged[key] = (weight.float() + (product.T if layer.fan_in_fan_out else product)).to(weight.dtype)
+        is_plain = isinstance(layer, Linear) and not layer.fan_in_fan_out
+        merged[key] = (weight.float() + (product if is_plain else product.T)).to(weight.dtype)
     return {name.replace(".base_layer.", "."): value for name, value in merged.items()}
 
 
-def _adapted_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
+def _check_targets(model: PreTrainedModel, tied: bool) -> None:
+    """Check that :func:`merged_state_dict` can merge all adapters."""
+    from peft.tuners.lora import Embedding, Linear
+
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    for name, layer in _adapted_layers(model):
+        if tied and any(layer is end for end in ends):
+            raise ValueError(
+                f"adapters on {name} cannot be merged, because the embedding and the head of this model share one"
+                " matrix: leave it out of target_modules"
+            )
+        if not isinstance(layer, (Linear, Embedding)):
+            raise ValueError(
+                f"adapters on {name} ({type(layer).__name__}) cannot be merged: name linear layers in target_modules"
+            )
+
+
+def _adapted_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
     if "peft" not in sys.modules:  # which made the adapters, if there are any
         return
-    from peft.tuners.lora import Linear as LoraLinear
+    from peft.tuners.lora import LoraLayer
 
     for name, module in model.named_modules():
-        if isinstance(module, LoraLinear) and _ADAPTER in module.lora_A:
+        if isinstance(module, LoraLayer):
             yield name, module

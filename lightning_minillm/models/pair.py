@@ -18,7 +18,7 @@ from lightning_minillm.distributed.placement import ModelPlacement, OneCopy
 from lightning_minillm.distributed.sharding import is_sharded
 from lightning_minillm.functional.logprobs import TokenStates
 from lightning_minillm.models.activations import fuse_activations
-from lightning_minillm.models.loading import is_quantized, shared_vocabulary
+from lightning_minillm.models.loading import is_quantized, shared_vocabulary, stays_on_its_device
 from lightning_minillm.models.split import SplitCausalLM
 from lightning_minillm.types import TokenBatch
 
@@ -131,7 +131,7 @@ class ModelPair:
 
     def place_teacher(self, device: torch.device) -> None:
         """Move the teacher, unless its strategy or its quantisation keeps it where it is."""
-        if self.teacher is not None and not self.teacher_is_sharded and not is_quantized(self.teacher):
+        if self.teacher is not None and not self.teacher_is_sharded and not stays_on_its_device(self.teacher):
             self.teacher.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the argument
 
     def rest_teacher(self, device: torch.device) -> None:

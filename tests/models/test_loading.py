@@ -87,7 +87,7 @@ raise SystemExit("code of a model ran although nobody asked for it")
 @pytest.mark.parametrize(
     ("model_type", "auto_map"),
     [
-        ("gpt2", {"AutoModelForCausalLM": "modeling_odd.OddLM"}),
+        ("vit", {"AutoModelForCausalLM": "modeling_odd.OddLM"}),
         ("odd", {"AutoConfig": "modeling_odd.OddConfig", "AutoModelForCausalLM": "modeling_odd.OddLM"}),
     ],
 )

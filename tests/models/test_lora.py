@@ -3,8 +3,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from lightning_minillm.models import load_causal_lm
 from lightning_minillm.models.export import save_pretrained
-from lightning_minillm.models.lora import add_lora, has_lora, merged_state_dict
+from lightning_minillm.models.lora import add_lora, has_lora, load_lora_causal_lm, merged_state_dict
 
 
 @pytest.fixture
@@ -59,3 +60,53 @@ def test_the_same_seed_gives_the_same_adapters(make_model):
 def test_a_rank_below_one_is_an_error(make_model):
     with pytest.raises(ValueError, match="rank must be at least 1, got 0"):
         add_lora(make_model("gpt2"), rank=0)
+
+
+# --- what can be merged, and what is refused --------------------------------------------------------------------------
+
+
+def randomised(model):
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(len(name)))
+    return model
+
+
+@pytest.mark.parametrize("targets", [["embed_tokens", "q_proj"], ["embed_tokens"], ["lm_head", "q_proj"]])
+def test_adapters_on_embeddings_and_heads_are_merged(make_model, tokenizer, tmp_path, targets):
+    model = randomised(add_lora(make_model("llama"), rank=2, target_modules=targets))
+    save_pretrained(model, tmp_path, tokenizer)
+    loaded = load_causal_lm(tmp_path)
+    assert (logits(model) - logits(make_model("llama"))).abs().max() > 0.05
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-4, atol=1e-4)
+    again = PeftModel.from_pretrained(make_model("llama"), tmp_path / "adapter").eval()
+    torch.testing.assert_close(logits(again), logits(model), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "target"), [("llama", "embed_tokens"), ("llama", "lm_head"), ("gpt2", "wte")])
+def test_one_of_two_tied_matrices_is_refused(make_model, family, target):
+    with pytest.raises(ValueError, match=f"{target} cannot be merged, because the embedding and the head"):
+        add_lora(make_model(family, tie_word_embeddings=True), target_modules=[target])
+
+
+def test_all_linear_layers_leave_a_tied_head_alone(make_model, tokenizer, tmp_path):
+    model = randomised(add_lora(make_model("llama", tie_word_embeddings=True), target_modules="all-linear"))
+    save_pretrained(model, tmp_path, tokenizer)
+    torch.testing.assert_close(logits(load_causal_lm(tmp_path)), logits(model), rtol=1e-4, atol=1e-4)
+
+
+def test_layers_of_other_kinds_are_refused(make_model):
+    model = make_model("llama")
+    model.model.layers[0].mlp.extra = torch.nn.Conv1d(4, 4, 1)
+    with pytest.raises(ValueError, match=r"mlp\.extra \(Conv1d\) cannot be merged"):
+        add_lora(model, target_modules=["extra"])
+
+
+def test_quantised_students_are_refused_before_anything_is_loaded(make_model):
+    with pytest.raises(ValueError, match="set quantization=null"):
+        load_lora_causal_lm("nowhere", quantization="4bit")
+    model = make_model("llama")
+    model.is_quantized = True
+    with pytest.raises(ValueError, match="set quantization=null"):
+        add_lora(model)
