@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lightning_minillm.batch_sizes import BatchSizes, divide
 from lightning_minillm.cli.config import Config, build, build_all
 from lightning_minillm.models import check_tokenizers
+from lightning_minillm.models.factories import Factory, check_factory, check_factory_fit
 from lightning_minillm.modules import CausalLMModule
 
 
@@ -59,18 +60,41 @@ class Models:
     teacher: Callable[[], PreTrainedModel] | None
 
 
-def build_models(student: Mapping[str, Any], teacher: Mapping[str, Any] | None) -> Models:
-    """Load the tokenizers, which is cheap, and prepare the models, which are loaded later.
+def check_models(student: Mapping[str, Any], teacher: Mapping[str, Any] | None) -> None:
+    """Check the models' folders, before anything is read or written.
 
     Raises:
-        ValueError: student and teacher have different tokenizers.
+        ValueError: a folder that contains no complete causal language model, or a student that cannot be trained.
     """
-    tokenizer = build(student["tokenizer"])
+    check_factory(build(student["model"]), trained=True)
+    if teacher and teacher.get("model"):
+        check_factory(build(teacher["model"]))
+
+
+def build_models(student: Mapping[str, Any], teacher: Mapping[str, Any] | None, length: int | None = None) -> Models:
+    """Load the tokenizers, which is cheap, and prepare the models, which are checked here and loaded later.
+
+    Args:
+        student: its node of the configuration.
+        teacher: its node of the configuration; ``None`` for none.
+        length: tokens of the longest sequence of the run, if it is known.
+
+    Raises:
+        ValueError: student and teacher have different tokenizers, or a model cannot be loaded or is too small.
+    """
+    check_models(student, teacher)
+    student_model, tokenizer = _model_and_tokenizer(student, length)
     teacher_model = None
     if teacher and teacher.get("model"):
-        check_tokenizers(tokenizer, build(teacher["tokenizer"]))
-        teacher_model = build(teacher["model"])
-    return Models(tokenizer, build(student["model"]), teacher_model)
+        teacher_model, teacher_tokenizer = _model_and_tokenizer(teacher, length)
+        check_tokenizers(tokenizer, teacher_tokenizer)
+    return Models(tokenizer, student_model, teacher_model)
+
+
+def _model_and_tokenizer(node: Mapping[str, Any], length: int | None) -> tuple[Factory, PreTrainedTokenizerBase]:
+    factory, tokenizer = build(node["model"]), build(node["tokenizer"])
+    check_factory_fit(factory, tokenizer, length)
+    return factory, tokenizer
 
 
 def build_datamodule(data: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> LightningDataModule:

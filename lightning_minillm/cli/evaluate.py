@@ -18,6 +18,7 @@ from lightning_minillm.data.cache import tokenizer_fingerprint
 from lightning_minillm.evaluation import Evaluation, EvaluationModule, record_files, run_evaluation
 from lightning_minillm.files import digest_of_files, write_json_lines
 from lightning_minillm.models import ModelFactory, check_tokenizers
+from lightning_minillm.models.factories import Factory, check_factory, check_factory_fit
 from lightning_minillm.reports import evaluation as evaluation_report
 from lightning_minillm.reports import run_folder as runs
 from lightning_minillm.reports import summary as report
@@ -56,10 +57,11 @@ def evaluate(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     folder = Path(config["output_dir"])
     trainer, _ = build_trainer(config)
     seed_everything(config["seed"], workers=True, verbose=False)
-    prepare_data(config["data"])
     models = [
-        open_model(name, path, config["dtype"], config["trust_remote_code"]) for name, path in _paths(config).items()
+        open_model(name, path, config["dtype"], config["trust_remote_code"], length=config["max_length"])
+        for name, path in _paths(config).items()
     ]
+    prepare_data(config["data"])
     teacher = _teacher(config, models)
     evaluations = _prepare(config, models)
     modules = [make_module(config, model, teacher) for model in models]
@@ -123,10 +125,12 @@ def _teacher(config: Config, models: list[NamedModel]) -> ModelFactory | None:
     """Return a function that loads the teacher, if there is one, after comparing its tokenizer with every model's."""
     if not config["teacher"]["model"]:
         return None
+    factory: Factory = build(config["teacher"]["model"])
+    check_factory(factory)
     tokenizer = build(config["teacher"]["tokenizer"])
+    check_factory_fit(factory, tokenizer, config["max_length"])
     for model in models:
         check_tokenizers(model.tokenizer, tokenizer)
-    factory: ModelFactory = build(config["teacher"]["model"])
     return factory
 
 

@@ -47,8 +47,10 @@ def generate(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     partial = output.with_name(f"{output.name}.partial")
     evaluation: GenerationEvaluation = build(config["generation"])
     trainer, _ = build_trainer(config)
+    model = open_model(
+        "model", config["model"], config["dtype"], config["trust_remote_code"], length=config["max_length"]
+    )
     prepare_data(config["data"])
-    model = open_model("model", config["model"], config["dtype"], config["trust_remote_code"])
     evaluation.prepare(model.tokenizer)
     module = make_module(config, model)
     record_files(partial, evaluation).check(module.identity(evaluation))

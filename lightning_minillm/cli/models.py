@@ -15,6 +15,7 @@ from lightning_minillm.checkpoints.files import read_checkpoint, recover
 from lightning_minillm.checkpoints.weights import check_architecture, read_metadata, read_weights, shapes_of
 from lightning_minillm.cli.build import build_models
 from lightning_minillm.models import load_causal_lm, load_tokenizer
+from lightning_minillm.models.factories import check_factory, check_factory_fit
 from lightning_minillm.reports import run_folder as runs
 
 _PREFIX = "student."
@@ -32,21 +33,27 @@ class NamedModel:
     load: Callable[[], PreTrainedModel]
 
 
-def open_model(name: str, path: str, dtype: str = "float32", trust_remote_code: bool = False) -> NamedModel:
-    """Load a model's tokenizer, and return it with a function that loads the model.
+def open_model(
+    name: str, path: str, dtype: str = "float32", trust_remote_code: bool = False, length: int | None = None
+) -> NamedModel:
+    """Check a model, load its tokenizer, and return it with a function that loads the model.
 
     Args:
         name: used in tables and files.
         path: a Hugging Face folder, a hub name, or a checkpoint in either format.
         dtype: of the weights.
         trust_remote_code: run code that comes with the model.
+        length: tokens of the longest sequence of the run, if it is known.
 
     Raises:
-        ValueError: there is no such model, or it has no tokenizer.
+        ValueError: there is no such model, it is not complete or too small, or it has no tokenizer.
     """
+    path = str(Path(path).expanduser()) if path.startswith("~") else path
     if Path(path).suffix == ".ckpt" or (Path(path) / ".metadata").is_file():  # a file, or written by several ranks
-        run = CheckpointOfRun(Path(path))
+        run = CheckpointOfRun(Path(path), length=length)
         return NamedModel(name, path, run.models.tokenizer, partial(_load_checkpoint, run, dtype))
+    load = partial(load_causal_lm, path=path, dtype=dtype, trust_remote_code=trust_remote_code)
+    check_factory(load)
     try:
         tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises exceptions of many kinds
@@ -56,9 +63,8 @@ def open_model(name: str, path: str, dtype: str = "float32", trust_remote_code: 
         ) from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # made up by transformers if there is no file
         raise ValueError(f"model {name!r} has no tokenizer in {path!r}: {_REMEDY}")
-    return NamedModel(
-        name, path, tokenizer, partial(load_causal_lm, path, dtype=dtype, trust_remote_code=trust_remote_code)
-    )
+    check_factory_fit(load, tokenizer, length)
+    return NamedModel(name, path, tokenizer, load)
 
 
 class CheckpointOfRun:
@@ -67,12 +73,13 @@ class CheckpointOfRun:
     Args:
         checkpoint: ``last.ckpt`` or ``best.ckpt`` in a run's folder.
         run_dir: folder with the run's ``config.yaml``; ``None`` for the folder two levels above the checkpoint.
+        length: tokens of the longest sequence of the run that uses it, if it is known.
 
     Raises:
         ValueError: there is no checkpoint, or no configuration.
     """
 
-    def __init__(self, checkpoint: Path, run_dir: str | Path | None = None) -> None:
+    def __init__(self, checkpoint: Path, run_dir: str | Path | None = None, length: int | None = None) -> None:
         if not recover(checkpoint):
             raise ValueError(
                 f"there is no checkpoint {str(checkpoint)!r}: give a run's checkpoints/last.ckpt or best.ckpt"
@@ -82,7 +89,7 @@ class CheckpointOfRun:
         if config is None:
             raise ValueError(f"{str(folder)!r} has no {runs.CONFIG_FILE} of a run: give its folder with run_dir=FOLDER")
         self.checkpoint = checkpoint
-        self.models = build_models(config["student"], None)
+        self.models = build_models(config["student"], None, length)
 
     def metadata(self) -> Mapping[str, Any]:
         """Return the content of the checkpoint besides weights, such as ``global_step``.

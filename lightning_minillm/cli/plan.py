@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any
 
 from rich.table import Table
-from transformers import AutoConfig
 
 from lightning_minillm.batch_sizes import BatchSizes
 from lightning_minillm.cli.errors import short_errors
 from lightning_minillm.distributed.memory_plan import ModelSize, Workload, model_size, plan_memory
+from lightning_minillm.models.folders import check_model, check_positions
 from lightning_minillm.reports.tables import make_console
 
 Parts = Mapping[str, Mapping[str, Mapping[str, float]]]
@@ -59,7 +59,11 @@ def plan(
         if dtype not in _BYTES:
             raise ValueError(f"{name} must be one of {', '.join(_BYTES)}, got {dtype!r}")
     BatchSizes(batch_size, micro_batch_size, devices)  # raises if they do not divide
-    models = _size(student), _size(teacher)
+    sizes = {"rollout_batch_size": rollout_batch_size, "max_length": max_length, "device_memory": device_memory}
+    for name, value in sizes.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+    models = _size(student, max_length), _size(teacher, max_length)
     work = Workload(rollout_batch_size, micro_batch_size, max_length, _BYTES[param_dtype])
     of_models = partial(plan_memory, *models, work, ranks=devices, teacher_bytes=_BYTES[teacher_dtype])
     parts: Parts = {strategy: of_models(sharded=strategy == "fsdp") for strategy in ("ddp", "fsdp")}
@@ -67,16 +71,15 @@ def plan(
     for strategy, moments in parts.items():
         totals = {moment: sum(numbers.values()) for moment, numbers in moments.items()}
         verdict[strategy] = {**totals, "fits": max(totals.values()) <= _USABLE * device_memory}
-    sizes = "student {:,.0f} M, teacher {:,.0f} M".format(*(model.parameters / 1e6 for model in models))
-    _show(f"{sizes} parameters; {devices} device(s) of {device_memory:g} GiB", parts, verdict)
+    parameters = "student {:,.0f} M, teacher {:,.0f} M".format(*(model.parameters / 1e6 for model in models))
+    _show(f"{parameters} parameters; {devices} device(s) of {device_memory:g} GiB", parts, verdict)
     return verdict
 
 
-def _size(path: str) -> ModelSize:
-    try:
-        return model_size(AutoConfig.from_pretrained(path))
-    except OSError as error:
-        raise ValueError(f"no model configuration can be read from {path!r}: give a folder or a hub name") from error
+def _size(path: str, length: int) -> ModelSize:
+    config = check_model(path, weights=False)
+    check_positions(path, config, length)
+    return model_size(config)
 
 
 def _show(head: str, parts: Parts, verdict: Mapping[str, Mapping[str, Any]]) -> None:

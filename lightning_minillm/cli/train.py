@@ -22,6 +22,7 @@ from lightning_minillm.cli.build import (
     build_models,
     build_module,
     build_trainer,
+    check_models,
     prepare_data,
 )
 from lightning_minillm.cli.config import Config, run_command, to_plain
@@ -71,8 +72,9 @@ def train(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     checkpoint = find_checkpoint(config)
     seed_everything(config["seed"], workers=True, verbose=False)
     trainer, callbacks = build_trainer(config, sizes)
+    check_models(config["student"], config["teacher"])
     prepare_data(config["data"])
-    models = build_models(config["student"], config["teacher"])
+    models = build_models(config["student"], config["teacher"], _longest_sequence(config))
     module = build_module(config, models)
     datamodule = build_datamodule(config["data"], models.tokenizer)
     runs.start_run(folder, config)
@@ -88,6 +90,12 @@ def train(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
         rank_zero_only(write_json)(folder / runs.METRICS_FILE, metrics)
     objects = {"config": config, "datamodule": datamodule, "module": module, "trainer": trainer, "callbacks": callbacks}
     return metrics, objects
+
+
+def _longest_sequence(config: Config) -> int:
+    """Return the tokens of the longest sequence that the student reads."""
+    lengths = config["data"]["datamodule"]["lengths"]
+    return int(max(lengths["max_length"], lengths["lm_max_length"] or 0))
 
 
 def find_checkpoint(config: Config) -> str | None:

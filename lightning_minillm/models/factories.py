@@ -1,7 +1,12 @@
-"""Check what a function that loads a model would load, before it is called."""
+"""Check what a function that loads a model would load, before it is called.
+
+The functions are ``functools.partial`` objects of this package's loaders, with all of their arguments. Other functions
+are not checked.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,61 +18,71 @@ from lightning_minillm.models.folders import check_fit, check_model
 from lightning_minillm.models.loading import init_causal_lm, init_config, load_causal_lm
 from lightning_minillm.models.lora import add_lora, load_lora_causal_lm
 
-_LORA = {"rank": "rank", "alpha": "alpha", "dropout_lora": "dropout", "target_modules": "target_modules"}
+Factory = Callable[[], PreTrainedModel]
+_OF_A_FOLDER = ("path", "trust_remote_code", "revision")
+_OF_ADAPTERS = {"rank": "rank", "alpha": "alpha", "dropout_lora": "dropout", "target_modules": "target_modules"}
 
 
-def check_factory(
-    factory: Callable[[], PreTrainedModel],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    length: int | None = None,
-    trained: bool = False,
-) -> None:
-    """Check a model's folder, its fit to a tokenizer and to lengths, and whether it can be trained.
-
-    Nothing is loaded. Functions that are not of this package are not checked.
+def check_factory(factory: Factory, *, trained: bool = False) -> None:
+    """Check the folder that a model would be loaded from.
 
     Args:
-        factory: a ``functools.partial`` of a function that loads or creates a model, with all of its arguments.
-        tokenizer: of the model.
-        length: tokens of the longest sequence of the run; ``None`` if it is not known.
+        factory: loads the model.
         trained: whether the model will be trained.
 
     Raises:
-        ValueError: as :func:`~lightning_minillm.models.folders.check_model` and
-            :func:`~lightning_minillm.models.folders.check_fit`; or a model that is to be trained and is quantised, or
-            gets adapters that could not be merged.
+        ValueError: as :func:`~lightning_minillm.models.folders.check_model`; or a model that is to be trained and is
+            quantised, or would get adapters that cannot be merged.
     """
-    if not isinstance(factory, partial) or factory.args:
+    if not isinstance(factory, partial) or factory.func not in (load_causal_lm, load_lora_causal_lm):
+        return
+    options = factory.keywords
+    config = check_model(**_chosen(options, _OF_A_FOLDER))
+    if trained:
+        _check_trainable(options, config)
+    if factory.func is load_lora_causal_lm:
+        _check_adapters(options, config)
+
+
+def check_factory_fit(factory: Factory, tokenizer: PreTrainedTokenizerBase, length: int | None) -> None:
+    """Check that a model would have an embedding for every token and a position for every place of a sequence.
+
+    Args:
+        factory: loads or creates the model.
+        tokenizer: of the model.
+        length: tokens of the longest sequence of the run; ``None`` if it is not known.
+
+    Raises:
+        ValueError: as :func:`~lightning_minillm.models.folders.check_fit`.
+    """
+    if not isinstance(factory, partial):
         return
     options = dict(factory.keywords)
     if factory.func is init_causal_lm:
-        for name in ("seed", "attn_implementation"):
-            options.pop(name, None)
-        check_fit(f"the {options['architecture']} model", init_config(**options), tokenizer, length)
+        options = {key: value for key, value in options.items() if key not in ("seed", "attn_implementation")}
+        check_fit(f"a new {options['architecture']} model", init_config(**options), tokenizer, length)
     elif factory.func in (load_causal_lm, load_lora_causal_lm):
-        config = check_model(
-            **{key: options[key] for key in ("path", "trust_remote_code", "revision") if key in options}
-        )
+        config = check_model(**_chosen(options, _OF_A_FOLDER), weights=False)
         check_fit(str(options["path"]), config, tokenizer, length)
-        if trained:
-            _check_trainable(str(options["path"]), config, options)
-        if factory.func is load_lora_causal_lm:
-            _check_adapters(config, options)
 
 
-def _check_trainable(name: str, config: PretrainedConfig, options: dict[str, Any]) -> None:
-    quantized = getattr(config, "quantization_config", None)
-    if options.get("quantization") is not None or quantized is not None:
+def _chosen(options: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: options[name] for name in names if name in options}
+
+
+def _check_trainable(options: dict[str, Any], config: PretrainedConfig) -> None:
+    chosen = options.get("quantization")
+    if chosen is not None or getattr(config, "quantization_config", None) is not None:
         raise ValueError(
-            f"{name!r} is quantised ({options.get('quantization') or 'in its folder'}), and a quantised student cannot"
-            " be trained: use its unquantised weights and set student.model.quantization=null; student=lora with"
+            f"the student {str(options['path'])!r} is quantised ({chosen or 'in its folder'}) and cannot be trained:"
+            " use weights that are not quantised and set student.model.quantization=null; student=lora with"
             " student.model.dtype=bfloat16 takes the least memory"
         )
 
 
-def _check_adapters(config: PretrainedConfig, options: dict[str, Any]) -> None:
+def _check_adapters(options: dict[str, Any], config: PretrainedConfig) -> None:
     """Add the adapters to a model without weights."""
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the run itself shows them
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=options.get("trust_remote_code", False))
-        add_lora(model, **{name: options[key] for key, name in _LORA.items() if key in options})
+        add_lora(model, **{name: options[key] for key, name in _OF_ADAPTERS.items() if key in options})

@@ -138,9 +138,25 @@ def check_fit(name: str, config: PretrainedConfig, tokenizer: PreTrainedTokenize
             f"the tokenizer of {name!r} has {len(beyond)} tokens beyond the {text.vocab_size} of the model's embedding,"
             f" e.g. {beyond[0]!r}: use the model's own tokenizer, or call model.resize_token_embeddings and save it"
         )
+    if length is not None:
+        check_positions(name, config, length)
+
+
+def check_positions(name: str, config: PretrainedConfig, length: int) -> None:
+    """Check that a model that learns a table of positions has one for every place of a sequence.
+
+    Args:
+        name: of the model, for messages.
+        config: of the model.
+        length: tokens of the longest sequence.
+
+    Raises:
+        ValueError: the table is too short.
+    """
+    text = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None)
     rotary = any(getattr(text, field, None) is not None for field in _ROTARY_FIELDS)
-    if length is not None and isinstance(positions, int) and length > positions and not rotary:
+    if isinstance(positions, int) and length > positions and not rotary:
         raise ValueError(
             f"{name!r} has {positions} positions and the run asks for sequences of {length} tokens: set"
             f" max_length={positions} or less, or use another model"

@@ -59,7 +59,7 @@ def load_causal_lm(
         ImportError: a required extra is not installed.
     """
     quantized = _quantization_options(quantization, dtype_of(dtype)) if quantization is not None else {}
-    options = {"trust_remote_code": trust_remote_code, "attn_implementation": attn_implementation}
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "attn_implementation": attn_implementation}
     config = check_model(path, trust_remote_code=trust_remote_code, revision=revision)
     name = local_or_hub(path, "model")
     base = adapted_model(name)
@@ -70,8 +70,7 @@ def load_causal_lm(
                 " model, or set quantization=null"
             )
         return _merge(load_causal_lm(base, dtype=dtype, dropout=dropout, **options), name)
-    model: PreTrainedModel
-    model, report = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         name,
         dtype=dtype_of(dtype),
         revision=revision,
@@ -81,12 +80,14 @@ def load_causal_lm(
         **quantized,
         **_dropout_overrides(config, dropout),
     )
+    model: PreTrainedModel = loaded[0].eval()
+    report: dict[str, Any] = loaded[1]
     check_loaded(name, *(list(report[f"{kind}_keys"]) for kind in ("missing", "mismatched", "unexpected")))
     _check_finite(name, model)
     stored = config.dtype or stored_dtype(name)
     if stored is not None:
         _STORED_DTYPES[model] = dtype_of(stored) if isinstance(stored, str) else stored
-    return model.eval()
+    return model
 
 
 def dtype_of(name: str) -> torch.dtype:

@@ -56,12 +56,14 @@ def test_validation_is_counted_in_optimiser_steps(tmp_path):
     assert build_trainer(config, BatchSizes(8, 2))[0].val_check_interval == 40
 
 
-def test_models_wait_to_be_made(folders):
+def test_models_are_checked_now_and_loaded_later(folders):
     student = {
         "tokenizer": {"_target_": "lightning_minillm.models.load_tokenizer", "path": f"{folders}/model"},
-        "model": {"_target_": "lightning_minillm.models.load_causal_lm", "_partial_": True, "path": "./nowhere"},
+        "model": {"_target_": "lightning_minillm.models.load_causal_lm", "_partial_": True, "path": f"{folders}/model"},
     }
     models = build_models(student, {"tokenizer": None, "model": None})
     assert models.teacher is None
+    assert models.student().config.model_type == "gpt2"
+    student["model"]["path"] = "./nowhere"
     with pytest.raises(ValueError, match="there is no folder"):
-        models.student()
+        build_models(student, None)

@@ -86,4 +86,4 @@ def test_a_run_is_planned_from_the_command_line(run_folder, tmp_path, capsys, mo
     with pytest.raises(SystemExit) as stop:
         plan_command.main([f"{run_folder}/model", f"{tmp_path}/nowhere"])
     assert stop.value.code == 1
-    assert "error: no model configuration can be read" in capsys.readouterr().err
+    assert "error: there is no folder" in capsys.readouterr().err
