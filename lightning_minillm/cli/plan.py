@@ -12,7 +12,7 @@ from rich.table import Table
 from lightning_minillm.batch_sizes import BatchSizes
 from lightning_minillm.cli.errors import short_errors
 from lightning_minillm.distributed.memory_plan import ModelSize, Workload, model_size, plan_memory
-from lightning_minillm.models.folders import check_model, check_positions
+from lightning_minillm.models.checks import check_model, check_positions
 from lightning_minillm.reports.tables import make_console
 
 Parts = Mapping[str, Mapping[str, Mapping[str, float]]]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lightning_minillm.models.folders import check_fit, check_model
+from lightning_minillm.models.checks import check_fit, check_model
 from lightning_minillm.models.loading import init_causal_lm, init_config, load_causal_lm
 from lightning_minillm.models.lora import add_lora, load_lora_causal_lm
 
@@ -31,7 +31,7 @@ def check_factory(factory: Factory, *, trained: bool = False) -> None:
         trained: whether the model will be trained.
 
     Raises:
-        ValueError: as :func:`~lightning_minillm.models.folders.check_model`; or a model that is to be trained and is
+        ValueError: as :func:`~lightning_minillm.models.checks.check_model`; or a model that is to be trained and is
             quantised, or would get adapters that cannot be merged.
     """
     if not isinstance(factory, partial) or factory.func not in (load_causal_lm, load_lora_causal_lm):
@@ -53,7 +53,7 @@ def check_factory_fit(factory: Factory, tokenizer: PreTrainedTokenizerBase, leng
         length: tokens of the longest sequence of the run; ``None`` if it is not known.
 
     Raises:
-        ValueError: as :func:`~lightning_minillm.models.folders.check_fit`.
+        ValueError: as :func:`~lightning_minillm.models.checks.check_fit`.
     """
     if not isinstance(factory, partial):
         return

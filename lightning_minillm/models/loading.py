@@ -17,7 +17,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lightning_minillm.models.folders import adapted_model, check_loaded, check_model, local_or_hub, stored_dtype
+from lightning_minillm.models.checks import check_loaded, check_model
+from lightning_minillm.models.folders import adapted_model, local_or_hub, stored_dtype
 
 Quantization = Literal["8bit", "4bit"]
 _QUANTIZATIONS = ("8bit", "4bit")
@@ -54,8 +55,8 @@ def load_causal_lm(
         The model, in eval mode, on the CPU; a quantised model on the current GPU if there is one.
 
     Raises:
-        ValueError: unknown dtype or quantization, a folder that :func:`~lightning_minillm.models.check_model` refuses,
-            weights that are not finite, or adapters together with quantization.
+        ValueError: unknown dtype or quantization, adapters together with quantization, weights that are not finite, or
+            what :func:`~lightning_minillm.models.checks.check_model` refuses.
         ImportError: a required extra is not installed.
     """
     quantized = _quantization_options(quantization, dtype_of(dtype)) if quantization is not None else {}

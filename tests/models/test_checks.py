@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from lightning_minillm.models import load_causal_lm
-from lightning_minillm.models.folders import check_fit, check_model, local_or_hub, stored_dtype
+from lightning_minillm.models.checks import check_fit, check_model
+from lightning_minillm.models.folders import local_or_hub, stored_dtype
 from lightning_minillm.models.lora import add_lora
 
 BERT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 37}
