@@ -207,8 +207,8 @@ def summarise_responses(records: Sequence[Record], words: Words = "auto") -> dic
     }
     for name, (shortest, longest) in LENGTH_BUCKETS.items():
         lengths = [record.get("reference_tokens", -1) for record in records]
-        chosen = [row["rougeL"] for row, count in zip(records, lengths, strict=True) if shortest <= count <= longest]
-        values[f"rougeL_{name}"] = _mean(chosen)
+        scores = [row["rougeL"] for row, count in zip(records, lengths, strict=True) if shortest <= count <= longest]
+        values[f"rougeL_{name}"] = _mean(scores)
     if "reverse_kl" in records[0]:
         values["reverse_kl"] = sum(record["reverse_kl"] for record in records) / sum(tokens)
     if any("reference_loss" in record for record in records):
