@@ -77,6 +77,19 @@ def read_json(path: str | Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
+def local_path(path: str | Path | None) -> Path | None:
+    """Return the file or folder that a path names, with ``~`` expanded; ``None`` for a hub name or no path.
+
+    Example:
+        >>> local_path("./model"), local_path("openai-community/gpt2")
+        (PosixPath('model'), None)
+    """
+    name = str(path or "")
+    place = Path(name).expanduser()
+    is_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or (name and place.exists())
+    return place if is_local else None
+
+
 # --- JSON Lines -----------------------------------------------------------------------------------------------------
 
 

@@ -6,10 +6,12 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+CLI = "lightning_minillm.cli"
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +41,10 @@ def test_wheel_holds_the_commands(wheel):
     (name,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
     entries = configparser.ConfigParser()
     entries.read_string(wheel.read(name).decode())
-    assert dict(entries["console_scripts"]) == {
-        f"minillm-{command}": f"lightning_minillm.cli.{command}:main"
-        for command in ("train", "evaluate", "generate", "recipe", "export", "plan", "compare")
-    }
+    composed = {f"minillm-{name}": f"{CLI}.commands:{name}" for name in ("train", "evaluate", "generate", "recipe")}
+    parsed = {f"minillm-{name}": f"{CLI}.{name}:main" for name in ("export", "plan", "compare")}
+    assert dict(entries["console_scripts"]) == {**composed, **parsed}
+    assert all(callable(resolve_name(target)) for target in entries["console_scripts"].values())
 
 
 def test_versions_agree():

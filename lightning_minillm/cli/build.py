@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_minillm.batch_sizes import BatchSizes, divide
@@ -159,7 +159,13 @@ def build_trainer(
 
 
 def announce(config: Config, sizes: BatchSizes) -> None:
-    """Print the steps, batches and phases of a run before it starts."""
+    """Print the steps, batches and phases of a run before it starts, and warn of what is probably not meant."""
+    warmup = (config["scheduler"] or {}).get("num_warmup_steps", 0)
+    if warmup > config["max_steps"]:
+        rank_zero_warn(
+            f"scheduler.num_warmup_steps={warmup} is more than max_steps={config['max_steps']}: the learning rate never"
+            " reaches optimizer.lr"
+        )
     parts = [
         f"{config['max_steps']} optimiser steps of {sizes.batch_size} rows",
         f"({sizes.accumulation} x {sizes.micro_batch_size} on each of {sizes.world_size} device(s))",

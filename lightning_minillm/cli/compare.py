@@ -7,13 +7,16 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from lightning_minillm.cli.console import quiet_libraries
 from lightning_minillm.cli.errors import short_errors
 from lightning_minillm.figures import MAIN_METRICS
-from lightning_minillm.reports.comparison import Model, add_tests, choose_baseline, choose_columns, gather
-from lightning_minillm.reports.comparison_report import comparison_table, write_comparison
-from lightning_minillm.reports.read_runs import EXPECTED, read_runs
-from lightning_minillm.reports.tables import Summary, Table, print_table
+from lightning_minillm.reports import A_RUN
+
+if TYPE_CHECKING:  # the imports of what does the work wait until the arguments are right
+    from lightning_minillm.reports.comparison import Model
+    from lightning_minillm.reports.tables import Summary, Table
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,11 @@ def compare(
     """
     if not 0 < significance < 1:
         raise ValueError(f"significance must be between 0 and 1, got {significance}")
+    from lightning_minillm.reports.comparison import add_tests, choose_baseline, choose_columns, gather
+    from lightning_minillm.reports.comparison_report import comparison_table, write_comparison
+    from lightning_minillm.reports.read_runs import read_runs
+    from lightning_minillm.reports.tables import print_table
+
     folder = Path(output_dir or time.strftime("outputs/compare/%Y-%m-%d_%H-%M-%S"))
     models = gather(read_runs(runs), teacher)
     columns = choose_columns(models, metrics)
@@ -84,7 +92,7 @@ def make_parser() -> ArgumentParser:
     parser = ArgumentParser(
         "minillm-compare",
         description="Put runs side by side in one table, with significance tests and learning curves.",
-        epilog=f"A run is {EXPECTED}.",
+        epilog=f"A run is {A_RUN}.",
     )
     add = parser.add_argument
     add("runs", nargs="+", metavar="FOLDER", help="a run, or a folder of runs such as a sweep")
@@ -99,10 +107,12 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Run ``compare`` from the command line."""
+    arguments = make_parser().parse_args(words)
     with short_errors():
-        compare(**vars(make_parser().parse_args(arguments)))
+        quiet_libraries()
+        compare(**vars(arguments))
 
 
 if __name__ == "__main__":

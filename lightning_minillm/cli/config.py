@@ -5,22 +5,19 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import hydra
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from lightning_minillm.cli import tracking
-from lightning_minillm.cli.errors import short_errors
 from lightning_minillm.cli.paper import PAPER, check_paper
+from lightning_minillm.cli.schema import check_values, nearest, unread_keys
 
 CONFIG_MODULE = "lightning_minillm.conf"
 CONFIG_PATH = f"pkg://{CONFIG_MODULE}"
@@ -66,9 +63,15 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     Returns:
         The configuration, unresolved. Setting a key that it does not have is an error.
     """
-    is_ready = GlobalHydra.instance().is_initialized()
-    with nullcontext() if is_ready else initialize_config_module(CONFIG_MODULE, version_base=HYDRA_VERSION):
+    with hydra_is_ready():
         return check_paper(compose(name, overrides=quote_numbers(overrides)))
+
+
+def hydra_is_ready() -> AbstractContextManager[None]:
+    """Return a context in which Hydra composes from the package's configuration files."""
+    if GlobalHydra.instance().is_initialized():
+        return nullcontext()
+    return initialize_config_module(CONFIG_MODULE, version_base=HYDRA_VERSION)
 
 
 def quote_numbers(overrides: Iterable[str]) -> list[str]:
@@ -81,27 +84,6 @@ def quote_numbers(overrides: Iterable[str]) -> list[str]:
     return [_NUMBERED.sub(lambda found: _DIGITS.sub(r"'\g<0>'", found[0]), override) for override in overrides]
 
 
-def run_command(command: Callable[[DictConfig], Any], name: str, expected: tuple[type[Exception], ...] = ()) -> None:
-    """Run a command with the configuration that the command line asks for.
-
-    Args:
-        command: ``train``, ``evaluate``, ... ; takes the composed configuration. If it returns a number, a search such
-            as Optuna's optimises it.
-        name: name of the configuration file.
-        expected: exceptions of this command that are printed without a traceback, besides the usual ones.
-    """
-    sys.argv[1:] = quote_numbers(sys.argv[1:])
-
-    def task(cfg: DictConfig) -> float | None:
-        with open_dict(cfg):
-            cfg.output_dir = HydraConfig.get().runtime.output_dir  # which differs in a job of a sweep
-        with short_errors(*expected):
-            result = command(check_paper(cfg))
-        return result if isinstance(result, float) else None
-
-    hydra.main(config_path=CONFIG_PATH, config_name=name, version_base=HYDRA_VERSION)(task)()
-
-
 def to_plain(cfg: DictConfig | Mapping[str, Any], known_keys: Iterable[str]) -> Config:
     """Resolve a configuration into dicts, lists and scalars, without the values that only others refer to (``paper``).
 
@@ -110,17 +92,23 @@ def to_plain(cfg: DictConfig | Mapping[str, Any], known_keys: Iterable[str]) -> 
         known_keys: the keys that the command reads.
 
     Raises:
-        ValueError: a key that nothing reads, or a required key without a value.
+        ValueError: a key that nothing reads, a required key without a value, or a value that cannot be.
     """
     cfg = OmegaConf.create(dict(cfg)) if not isinstance(cfg, DictConfig) else cfg
     known = sorted(known_keys)
     unknown = sorted(set(map(str, cfg)) - {PAPER, *known})
     if unknown:
         raise ValueError(f"nothing reads the key(s) {', '.join(unknown)}; the keys are {', '.join(known)}")
-    missing = sorted(_missing(OmegaConf.to_container(cfg, resolve=False)))
+    raw: Any = OmegaConf.to_container(cfg, resolve=False)
+    for path, neighbours in unread_keys(raw).items():
+        name = nearest(path.rpartition(".")[2], neighbours)
+        raise ValueError(f"nothing reads {path}{name}; the keys beside it are {', '.join(neighbours)}")
+    missing = sorted(_missing(raw))
     if missing:
         raise ValueError(f"no value was given for {', '.join(missing)}; set e.g. {missing[0]}=VALUE")
+    check_values(raw)  # first, since keys refer to others by these values
     plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    check_values(plain)
     return {str(key): value for key, value in plain.items() if key != PAPER}
 
 

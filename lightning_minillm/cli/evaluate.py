@@ -10,8 +10,9 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from lightning_minillm.cli import commands, schema
 from lightning_minillm.cli.build import build_trainer, prepare_data
-from lightning_minillm.cli.config import Config, build, run_command, to_plain
+from lightning_minillm.cli.config import Config, build, to_plain
 from lightning_minillm.cli.models import NamedModel, open_model
 from lightning_minillm.cli.tracking import tracked
 from lightning_minillm.data.cache import tokenizer_fingerprint
@@ -24,10 +25,7 @@ from lightning_minillm.reports import run_folder as runs
 from lightning_minillm.reports import summary as report
 from lightning_minillm.reports.results import Results
 
-KEYS = (
-    "cache_dir callbacks data data_sets dtype eval_batch_size evaluation logger max_length max_prompt_length model"
-    " models name output_dir sampling seed seeds split teacher trainer trust_remote_code"
-).split()
+KEYS = schema.KEYS["evaluate"].split()
 RECORDS_FOLDER = "records"
 TEXTS_FOLDER = "responses"
 
@@ -51,7 +49,6 @@ def evaluate(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     Raises:
         ValueError: the configuration is wrong; raised before any model is loaded.
     """
-    check_split(cfg)
     config = to_plain(without_tokenizer(cfg), KEYS)
     _check(config)
     folder = Path(config["output_dir"])
@@ -85,16 +82,6 @@ def evaluate(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[
 # --- before any model is loaded -------------------------------------------------------------------------------------
 
 
-def check_split(cfg: DictConfig | Mapping[str, Any]) -> None:
-    """Check the name of the split before anything is resolved, since other values refer to it.
-
-    Raises:
-        ValueError: there is no such split.
-    """
-    if cfg.get("split") not in ("train", "validation", "test"):
-        raise ValueError(f"split must be train, validation or test, got {cfg.get('split')!r}")
-
-
 def without_tokenizer(cfg: DictConfig | Mapping[str, Any]) -> DictConfig | Mapping[str, Any]:
     """Return the configuration with no tokenizer for the data if none is given: models have their own."""
     if isinstance(cfg, DictConfig) and OmegaConf.is_missing(cfg.data, "tokenizer"):
@@ -105,8 +92,6 @@ def without_tokenizer(cfg: DictConfig | Mapping[str, Any]) -> DictConfig | Mappi
 
 
 def _check(config: Config) -> None:
-    if not config["seeds"]:
-        raise ValueError("seeds is empty: give at least one sampling seed, e.g. seeds=[10]")
     if not any((config.get("evaluation") or {}).values()):  # evaluation=[] leaves no such key
         raise ValueError("there is nothing to measure: name evaluations, e.g. evaluation=[responses]")
 
@@ -212,10 +197,5 @@ def _report(config: Config, loggers: list[Any], results: Results, texts: Texts) 
     evaluation_report.log_report(loggers, results, pictures)
 
 
-def main() -> None:
-    """Run ``evaluate`` from the command line."""
-    run_command(evaluate, "evaluate")
-
-
 if __name__ == "__main__":
-    main()
+    commands.evaluate()

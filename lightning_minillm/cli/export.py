@@ -6,9 +6,8 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_minillm.cli.console import quiet_libraries
 from lightning_minillm.cli.errors import short_errors
-from lightning_minillm.cli.models import CheckpointOfRun
-from lightning_minillm.models.export import save_pretrained
 
 
 def export(checkpoint: str | Path, output: str | Path, *, run_dir: str | Path | None = None) -> dict[str, int]:
@@ -25,6 +24,9 @@ def export(checkpoint: str | Path, output: str | Path, *, run_dir: str | Path | 
     Raises:
         ValueError: no checkpoint, one that cannot be read, or no ``config.yaml`` of the run that wrote it.
     """
+    from lightning_minillm.cli.models import CheckpointOfRun
+    from lightning_minillm.models.export import save_pretrained
+
     run = CheckpointOfRun(Path(checkpoint), run_dir)
     metadata = run.metadata()
     student = run.student()
@@ -49,10 +51,12 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Run ``export`` from the command line."""
+    arguments = make_parser().parse_args(words)
     with short_errors():
-        export(**vars(make_parser().parse_args(arguments)))
+        quiet_libraries()
+        export(**vars(arguments))
 
 
 if __name__ == "__main__":

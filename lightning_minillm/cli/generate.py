@@ -10,18 +10,16 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from omegaconf import DictConfig
 
+from lightning_minillm.cli import commands, schema
 from lightning_minillm.cli.build import build_trainer, prepare_data
-from lightning_minillm.cli.config import build, run_command, to_plain
-from lightning_minillm.cli.evaluate import check_split, make_module, without_tokenizer
+from lightning_minillm.cli.config import build, to_plain
+from lightning_minillm.cli.evaluate import make_module, without_tokenizer
 from lightning_minillm.cli.models import open_model
 from lightning_minillm.evaluation import GenerationEvaluation, record_files, run_evaluation
 from lightning_minillm.files import write_json, write_json_lines
 from lightning_minillm.reports import run_folder as runs
 
-KEYS = (
-    "batch_size cache_dir callbacks data dtype generation keep_unfinished max_length max_prompt_length model name"
-    " num_samples output output_dir sampling seed split trainer trust_remote_code"
-).split()
+KEYS = schema.KEYS["generate"].split()
 
 
 def generate(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -41,7 +39,6 @@ def generate(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     Raises:
         ValueError: the configuration is wrong, or the folder has responses made with different settings or weights.
     """
-    check_split(cfg)
     config = to_plain(without_tokenizer(cfg), KEYS)
     output = Path(config["output"])
     partial = output.with_name(f"{output.name}.partial")
@@ -79,10 +76,5 @@ def _write(output: Path, partial: Path, evaluation: GenerationEvaluation) -> Non
     shutil.rmtree(partial)
 
 
-def main() -> None:
-    """Run ``generate`` from the command line."""
-    run_command(generate, "generate")
-
-
 if __name__ == "__main__":
-    main()
+    commands.generate()

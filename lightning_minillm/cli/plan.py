@@ -5,15 +5,14 @@ from __future__ import annotations
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
-
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from lightning_minillm.batch_sizes import BatchSizes
+from lightning_minillm.cli.console import quiet_libraries
 from lightning_minillm.cli.errors import short_errors
-from lightning_minillm.distributed.memory_plan import ModelSize, Workload, model_size, plan_memory
-from lightning_minillm.models.checks import check_model, check_positions
-from lightning_minillm.reports.tables import make_console
+
+if TYPE_CHECKING:  # the imports of what does the work wait until the arguments are right
+    from lightning_minillm.distributed.memory_plan import ModelSize
 
 Parts = Mapping[str, Mapping[str, Mapping[str, float]]]
 """GiB by strategy, by moment of the run (``update`` or ``rollout``), and by what takes them."""
@@ -63,6 +62,8 @@ def plan(
     for name, value in sizes.items():
         if not value > 0:
             raise ValueError(f"{name} must be positive, got {value}")
+    from lightning_minillm.distributed.memory_plan import Workload, plan_memory
+
     models = _size(student, max_length), _size(teacher, max_length)
     work = Workload(rollout_batch_size, micro_batch_size, max_length, _BYTES[param_dtype])
     of_models = partial(plan_memory, *models, work, ranks=devices, teacher_bytes=_BYTES[teacher_dtype])
@@ -77,12 +78,19 @@ def plan(
 
 
 def _size(path: str, length: int) -> ModelSize:
+    from lightning_minillm.distributed.memory_plan import model_size
+    from lightning_minillm.models.checks import check_model, check_positions
+
     config = check_model(path, weights=False)
     check_positions(path, config, length)
     return model_size(config)
 
 
 def _show(head: str, parts: Parts, verdict: Mapping[str, Mapping[str, Any]]) -> None:
+    from rich.table import Table
+
+    from lightning_minillm.reports.tables import make_console
+
     console = make_console()
     console.print(head)
     columns = [(strategy, moment) for strategy, moments in parts.items() for moment in moments]
@@ -119,10 +127,12 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Run ``plan`` from the command line."""
+    arguments = make_parser().parse_args(words)
     with short_errors():
-        plan(**vars(make_parser().parse_args(arguments)))
+        quiet_libraries()
+        plan(**vars(arguments))
 
 
 if __name__ == "__main__":

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
 from lightning_minillm.files import digest, read_json
-from lightning_minillm.reports import run_folder as runs
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
 
 _LONGEST_TAG = 64  # characters; more is an error there
 
@@ -57,7 +57,10 @@ def tracked(loggers: Sequence[Logger], folder: Path, config: Mapping[str, Any]) 
         folder: the folder of a run that :func:`lightning_minillm.reports.run_folder.start_run` has created.
         config: resolved.
     """
-    _log_start(loggers, folder, config)
+    from lightning.pytorch.loggers import WandbLogger  # here, since the resolvers above are needed at once
+    from lightning.pytorch.utilities import rank_zero_only
+
+    rank_zero_only(_log_start)(loggers, folder, config)
     exit_code = 1
     try:
         yield
@@ -68,8 +71,9 @@ def tracked(loggers: Sequence[Logger], folder: Path, config: Mapping[str, Any]) 
                 logger.experiment.finish(exit_code)
 
 
-@rank_zero_only
 def _log_start(loggers: Sequence[Logger], folder: Path, config: Mapping[str, Any]) -> None:
+    from lightning_minillm.reports import run_folder as runs
+
     environment = read_json(folder / runs.ENVIRONMENT_FILE)
     for logger in loggers:
         logger.log_hyperparams({**config, "environment": environment})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from omegaconf import DictConfig
 from lightning_minillm.callbacks import BestCheckpoint
 from lightning_minillm.checkpoints.files import backup_of
 from lightning_minillm.checkpoints.weights import load_weights, read_metadata
+from lightning_minillm.cli import commands, schema
 from lightning_minillm.cli.build import (
     announce,
     batch_sizes,
@@ -25,7 +25,7 @@ from lightning_minillm.cli.build import (
     check_models,
     prepare_data,
 )
-from lightning_minillm.cli.config import Config, run_command, to_plain
+from lightning_minillm.cli.config import Config, to_plain
 from lightning_minillm.cli.sweeps import run_job
 from lightning_minillm.cli.tracking import tracked
 from lightning_minillm.files import changed_keys, write_json
@@ -33,11 +33,7 @@ from lightning_minillm.modules import CausalLMModule
 from lightning_minillm.reports import run_folder as runs
 from lightning_minillm.reports.model_card import write_model_card
 
-KEYS = (
-    "advantages batch_size cache_dir callbacks checkpoint_every ckpt_path data eval_batch_size eval_every"
-    " eval_first logger loss max_length max_prompt_length max_steps micro_batch_size module monitor"
-    " monitor_mode name optimizer output_dir resume rollout scheduler seed student teacher trainer validation"
-).split()
+KEYS = schema.KEYS["train"].split()
 STUDENT_FOLDER = "student"
 # What must not change between the start of a run and its resumption ...
 _IDENTITY = (
@@ -104,8 +100,6 @@ def find_checkpoint(config: Config) -> str | None:
     Raises:
         ValueError: ``ckpt_path`` names no file, or the run directory contains a run with a different configuration.
     """
-    if config["resume"] not in ("auto", "never"):
-        raise ValueError(f"resume must be auto or never, got {config['resume']!r}")
     if config["ckpt_path"]:
         path = Path(config["ckpt_path"])
         if not path.exists():
@@ -168,10 +162,10 @@ def _finish(config: Config, trainer: Trainer, module: CausalLMModule, callbacks:
     return metrics
 
 
-def main() -> None:
-    """Run ``train`` from the command line."""
-    run_command(partial(run_job, train, "train"), "train")
+def run(cfg: DictConfig) -> float | None:
+    """Run ``train`` for the command line, which may ask for many runs."""
+    return run_job(train, "train", cfg)
 
 
 if __name__ == "__main__":
-    main()
+    commands.train()

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lightning_minillm.files import read_json
+from lightning_minillm.files import local_path, read_json
 
 ADAPTER_FILE = "adapter_config.json"
 CONFIG_FILE = "config.json"
@@ -32,8 +32,8 @@ def local_or_hub(path: str | Path, what: str) -> str:
     Raises:
         ValueError: the path looks like a folder and there is none.
     """
-    name, folder = str(path), Path(path).expanduser()
-    if not (name.startswith((".", "/", "~")) or name.count("/") > 1 or folder.exists()):
+    name, folder = str(path), local_path(path)
+    if folder is None:
         return name
     if not folder.is_dir():
         raise ValueError(f"there is no folder {name!r} to load a {what} from: pass an existing folder or a hub name")

@@ -25,7 +25,7 @@ from lightning_minillm.modules.options import TrainingOptions, ValidationOptions
 from lightning_minillm.rollout import decode_responses, sampler_for
 from lightning_minillm.types import DeviceMovable, EvaluationBatch, LossOutput, TokenBatch, TrainingData
 
-_MEASURED = ("loss", "rougeL", "exact_match", "response_length", "reverse_kl")
+MEASURED = ("loss", "rougeL", "exact_match", "response_length", "reverse_kl")
 
 
 @runtime_checkable
@@ -277,7 +277,7 @@ class CausalLMModule(LightningModule):
         summary = summarise_responses(records, words)
         if not any(record["exact"] for record in records):
             del summary["exact_match"]
-        values = {name: summary[name] for name in _MEASURED if name in summary}
+        values = {name: summary[name] for name in MEASURED if name in summary}
         for name, value in values.items():
             self.log(f"{stage}/{name}", value, prog_bar=name in ("rougeL", "loss"), sync_dist=True)
         return values

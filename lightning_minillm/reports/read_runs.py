@@ -12,15 +12,12 @@ import yaml
 
 from lightning_minillm.evaluation import Measure
 from lightning_minillm.files import digest, read_json, replace_in_strings
+from lightning_minillm.reports import A_RUN
 from lightning_minillm.reports import run_folder as runs
 from lightning_minillm.reports.plots import read_curve
 from lightning_minillm.reports.results import read_measures
 from lightning_minillm.reports.summary import RESULTS_JSON, USUAL_COLUMNS
 
-EXPECTED = (
-    "a recipe's folder (results.json), an output folder of minillm-evaluate (results.json), a training run"
-    " (config.yaml, metrics.json), or a sweep (a folder of such folders)"
-)
 _OVERRIDES = Path(".hydra") / "overrides.yaml"
 
 
@@ -60,17 +57,17 @@ def read_runs(folders: Sequence[str | Path]) -> list[Entry]:
         ValueError: no folder, a folder that does not exist, or one that contains no run.
     """
     if not folders:
-        raise ValueError(f"no runs given: name at least one, e.g. outputs/quickstart/seed_0; a run is {EXPECTED}")
+        raise ValueError(f"no runs given: name at least one, e.g. outputs/quickstart/seed_0; a run is {A_RUN}")
     entries: dict[tuple[Path, str], Entry] = {}
     for given in folders:
         folder = Path(given).expanduser().resolve()
         if not folder.is_dir():
-            raise ValueError(f"there is no folder {str(given)!r}; a run is {EXPECTED}")
+            raise ValueError(f"there is no folder {str(given)!r}; a run is {A_RUN}")
         found = read_run(folder)
         if found is None:
             found = list(_read_sweep(folder))
         if not found:
-            raise ValueError(f"{str(given)!r} contains no run; a run is {EXPECTED}")
+            raise ValueError(f"{str(given)!r} contains no run; a run is {A_RUN}")
         entries |= {(entry.folder, entry.model): entry for entry in found}
     return list(entries.values())
 

@@ -1,8 +1,10 @@
+import warnings
+
 import pytest
 import torch
 
 from lightning_minillm.batch_sizes import BatchSizes
-from lightning_minillm.cli.build import batch_sizes, build_models, build_trainer, world_size
+from lightning_minillm.cli.build import announce, batch_sizes, build_models, build_trainer, world_size
 
 
 @pytest.mark.parametrize(
@@ -67,3 +69,12 @@ def test_models_are_checked_now_and_loaded_later(folders):
     student["model"]["path"] = "./nowhere"
     with pytest.raises(ValueError, match="there is no folder"):
         build_models(student, None)
+
+
+def test_a_warm_up_that_never_ends_is_said(tmp_path):
+    config = {"name": "x", "max_steps": 10, "module": {}, "output_dir": str(tmp_path)}
+    with pytest.warns(UserWarning, match="num_warmup_steps=20 is more than max_steps=10: the learning rate never"):
+        announce({**config, "scheduler": {"num_warmup_steps": 20}}, BatchSizes(8, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        announce({**config, "scheduler": None}, BatchSizes(8, 2))

@@ -1,5 +1,3 @@
-import sys
-
 import pytest
 from omegaconf import OmegaConf
 
@@ -8,7 +6,6 @@ from lightning_minillm.cli.config import (
     build_all,
     compose_config,
     quote_numbers,
-    run_command,
     to_plain,
 )
 
@@ -106,39 +103,3 @@ def test_numbers_that_name_files_are_quoted(override, quoted):
 
 def test_groups_are_chosen_by_number():
     assert compose_config("train", ["devices=4"]).trainer.devices == 4
-
-
-class StageError(RuntimeError):
-    pass
-
-
-@pytest.mark.parametrize("error", [ValueError("what to do"), StageError("what to do")])
-def test_command_prints_expected_errors_and_raises_others(error, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["minillm-train", f"output_dir={tmp_path}/run"])
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-
-    def command(cfg):
-        assert cfg.output_dir == f"{tmp_path}/run"
-        raise error
-
-    with pytest.raises(SystemExit) as stop:
-        run_command(command, "train", expected=(StageError,))
-    assert stop.value.code == 1
-    assert "error: what to do" in capsys.readouterr().err
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    with pytest.raises(type(error)):
-        run_command(command, "train", expected=(StageError,))
-
-
-def test_command_raises_what_it_does_not_expect(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["minillm-train", f"output_dir={tmp_path}/run"])
-
-    def command(cfg):
-        raise StageError("a mistake in the code")
-
-    with pytest.raises((SystemExit, StageError)) as raised:
-        run_command(command, "train")
-    if raised.type is SystemExit:  # Hydra's own exit, after the traceback; under a tracer it raises the error itself
-        printed = capsys.readouterr().err
-        assert "StageError: a mistake in the code" in printed
-        assert "Traceback" in printed

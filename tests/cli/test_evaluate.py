@@ -68,7 +68,7 @@ def test_other_splits_are_measured_by_the_same_code(overrides, folders, tmp_path
     [
         ([], "give either model="),
         (["model=x", "models={a: x}"], "give either model="),
-        (["model=MODEL", "seeds=[]"], "seeds is empty"),
+        (["model=MODEL", "seeds=[]"], r"seeds must be a list of one or more whole numbers, got \[\]"),
         (["model=MODEL", "evaluation=[]"], "there is nothing to measure: name evaluations"),
         (["model=MODEL", "evaluation.responses.words=chinese"], "words must be auto, latin, unicode or characters"),
         (["model=./nowhere"], "there is no folder"),

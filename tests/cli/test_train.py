@@ -159,7 +159,7 @@ def test_checkpoint_of_another_architecture_is_refused(train_overrides, folders,
         (["student.path=./nowhere"], "there is no folder"),
         (
             ["module=minillm", "module.rollouts.sampling.teacher_mix_alpha=1.5"],
-            r"teacher_mix_alpha must be in \[0, 1\]",
+            r"teacher_mix_alpha must be a number in \[0, 1\], got 1.5",
         ),
         (["module=kd"], "needs a teacher: teacher=pretrained"),
         (["validation.sampling.teacher_mix_alpha=0.5"], "validation samples the student alone"),

@@ -9,8 +9,8 @@ import pytest
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
-from lightning_minillm.cli import train
-from lightning_minillm.cli.config import build, compose_config, run_command, to_plain
+from lightning_minillm.cli import commands, train
+from lightning_minillm.cli.config import build, compose_config, to_plain
 from lightning_minillm.cli.recipe import command as recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,7 +151,13 @@ def jobs(monkeypatch, tmp_path):
     def run(*words):
         seen = []
         monkeypatch.setattr("sys.argv", ["minillm-train", *words, "data.path=d", f"hydra.sweep.dir={tmp_path}"])
-        run_command(lambda cfg: seen.append((cfg.name, cfg.seed, cfg.student.path)), "train")
+
+        def note(cfg):
+            seen.append((cfg.name, cfg.seed, cfg.student.path))
+
+        monkeypatch.setattr(commands, "resolve_name", lambda target: note)
+        monkeypatch.setattr(commands, "to_plain", lambda cfg, keys: {"output_dir": "."})  # not every value is given
+        commands.train()
         return seen
 
     return run

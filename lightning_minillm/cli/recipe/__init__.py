@@ -1,5 +1,5 @@
 """``minillm-recipe``: a whole procedure in stages, their scheduling and their report."""
 
-from lightning_minillm.cli.recipe.command import KEYS, main, recipe
+from lightning_minillm.cli.recipe.command import KEYS, recipe
 
-__all__ = ["KEYS", "main", "recipe"]
+__all__ = ["KEYS", "recipe"]

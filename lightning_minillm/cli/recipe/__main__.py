@@ -1,6 +1,6 @@
 """Run minillm-recipe with ``python -m lightning_minillm.cli.recipe``."""
 
-from lightning_minillm.cli.recipe import main
+from lightning_minillm.cli import commands
 
 if __name__ == "__main__":
-    main()
+    commands.recipe()

@@ -11,15 +11,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lightning_minillm.cli import schema
 from lightning_minillm.cli.build import prepare_data
-from lightning_minillm.cli.config import Config, compose_config, quote, run_command, to_plain
+from lightning_minillm.cli.config import Config, compose_config, quote, to_plain
 from lightning_minillm.cli.recipe.report import report_recipe
 from lightning_minillm.cli.recipe.scheduler import choose_workers, run_stages
 from lightning_minillm.cli.recipe.stages import (
     COMMANDS,
     PROGRESS_FILE,
     STATE_FILE,
-    RecipeError,
     Stage,
     digest_data,
     fingerprints_of,
@@ -28,7 +28,7 @@ from lightning_minillm.cli.train import STUDENT_FOLDER
 from lightning_minillm.reports import run_folder as runs
 from lightning_minillm.reports.tables import make_console
 
-KEYS = "cache_dir data output_dir recipe redo seed shared_dir teacher_seed until workers".split()
+KEYS = schema.KEYS["recipe"].split()
 _RECIPE_KEYS = set(
     "common evaluate extra name requires shared size stages steps teacher train_common train_extra".split()
 )
@@ -208,8 +208,3 @@ def _prepare(config: Config) -> str:
     composed = _compose("train", overrides, "data")
     prepare_data(composed["data"])
     return digest_data(composed["data"])
-
-
-def main() -> None:
-    """Run ``recipe`` from the command line."""
-    run_command(recipe, "recipe", expected=(RecipeError,))

@@ -20,11 +20,10 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from lightning_minillm.cli.errors import EXPECTED
+from lightning_minillm.cli.errors import EXPECTED, RecipeError
 from lightning_minillm.cli.recipe.stages import (
     LOG_FILE,
     PROGRESS_FILE,
-    RecipeError,
     Stage,
     is_finished,
     run_stage,

@@ -26,10 +26,6 @@ PROGRESS_FILE = "progress.json"
 _NOT_AN_INPUT = ("output_dir", "output", "logger", "name", "cache_dir", "resume", "checkpoint_every")
 
 
-class RecipeError(RuntimeError):
-    """A stage of a recipe failed; finished stages are kept, and repeating the command resumes the recipe."""
-
-
 @dataclass(frozen=True)
 class Stage:
     """One step of a recipe."""

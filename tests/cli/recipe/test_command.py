@@ -5,8 +5,9 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from lightning_minillm.cli.config import compose_config
+from lightning_minillm.cli.errors import RecipeError
 from lightning_minillm.cli.recipe.command import compose_stages, read_config, recipe
-from lightning_minillm.cli.recipe.stages import COMMANDS, RecipeError
+from lightning_minillm.cli.recipe.stages import COMMANDS
 
 STEPS = ["recipe.steps.teacher=4", "recipe.steps.init=2", "recipe.steps.minillm=2"]
 QUICK = [
@@ -164,7 +165,7 @@ def module_callback():
         (["until=[init,nothing]"], "until names 'nothing'"),
         (["until=[]"], "until names no stage"),
         (["redo=[nothing]"], "redo names 'nothing'"),
-        (["workers=0"], "workers must be auto or at least 1"),
+        (["workers=0"], "workers must be a whole number of at least 1, or auto, got 0"),
         (["recipe.evaluate.models=[generate]"], "'generate', which is not a training stage"),
         (["recipe.stages.sft.command=bake"], f"must be one of .*{COMMANDS[0]}"),
         (["recipe.stages.sft.needs=[seqkd]"], "needs seqkd, which must come before it"),
