@@ -198,6 +198,12 @@ def test_rows_without_content(tmp_path, row, message):
         load_instructions(tmp_path / "a.jsonl")
 
 
+def test_a_model_may_have_written_nothing(tmp_path):
+    row = {"instruction": "x", "output": "", "sample": 0, "tokens": 1, "finished": True}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    assert load_instructions(tmp_path / "a.jsonl") == [InstructionRecord("x", "", ("",))]
+
+
 def test_numbers_become_text_and_nothing_becomes_no_input(tmp_path, caplog):
     rows = [
         {"instruction": "2 + 5?", "input": float("nan"), "output": 7},
