@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from os.path import commonprefix
+from itertools import takewhile
 from typing import Literal
 
 from jinja2.exceptions import TemplateError
@@ -67,7 +67,8 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
         texts = [str(tokenizer.apply_chat_template(turn, tokenize=False)) for turn in turns]
     except (TemplateError, TypeError, ValueError):  # a template for other roles or fields
         return None
-    after = commonprefix([text[::-1] for text in texts])[::-1]
+    pairs = zip(*(reversed(text) for text in texts), strict=False)
+    after = "".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))[::-1]
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     ids: list[int] = tokenizer(after, add_special_tokens=False).input_ids
     return next((token for token in ids if token in special), None)
