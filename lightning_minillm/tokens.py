@@ -136,7 +136,7 @@ class TokenDifferences:
         return "; ".join(parts)
 
 
-def compare_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> TokenDifferences:
+def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> TokenDifferences:
     """Check that student and teacher can be compared token by token, and return in what they differ.
 
     Every id that both have must be the same token for both. One of them may have more added tokens, such as those of a

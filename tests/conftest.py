@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from lightning_minillm.modules import PretrainingOptions, TrainingOptions, ValidationOptions
@@ -109,6 +110,25 @@ def build_word_tokenizer(pad_token=None, words=VOCAB_SIZE):
     return PreTrainedTokenizerFast(tokenizer_object=backend, padding_side="left", **special)
 
 
+def build_special_tokenizer(eos="<eos>", added=(), begin=None, words=30, chat=None, gap=0, **special):
+    """Words ``w3 w4 ...`` with id = number; ``<eos>`` 0, ``<|im_start|>`` 1, ``<|im_end|>`` 2.
+
+    ``gap``: that many ids without a token, and then the token ``<last>``; ``added``: more tokens after all others.
+    """
+    vocabulary = {"<eos>": 0, "<|im_start|>": 1, "<|im_end|>": 2, **{f"w{i}": i for i in range(3, words)}}
+    if gap:
+        vocabulary["<last>"] = words + gap
+    backend = Tokenizer(WordLevel(vocabulary, unk_token="w3"))
+    backend.pre_tokenizer = Whitespace()
+    if begin is not None:
+        backend.post_processor = TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, vocabulary[begin])])
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos, pad_token="<eos>", **special)
+    made.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    made.add_tokens(list(added))
+    made.chat_template = chat
+    return made
+
+
 def pytest_runtest_setup(item):
     """Skip what needs a GPU where there is none."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
@@ -131,6 +151,12 @@ def make_prompts():
 def make_tokenizer():
     """``make_tokenizer(pad_token=None, words=37)``."""
     return build_word_tokenizer
+
+
+@pytest.fixture(scope="session")
+def make_special_tokenizer():
+    """``make_special_tokenizer(eos="<eos>", added=(), begin=None, words=30, chat=None, ...)``."""
+    return build_special_tokenizer
 
 
 @pytest.fixture(scope="session")

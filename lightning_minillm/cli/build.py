@@ -15,9 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_minillm.batch_sizes import BatchSizes, divide
 from lightning_minillm.cli.config import Config, build, build_all
-from lightning_minillm.models import check_tokenizers
+from lightning_minillm.models import ModelWithTokenizer
 from lightning_minillm.models.factories import Factory, check_factory, check_factory_fit
 from lightning_minillm.modules import CausalLMModule
+from lightning_minillm.tokens import check_tokenizers
 
 
 def batch_sizes(config: Config) -> BatchSizes:
@@ -80,14 +81,15 @@ def build_models(student: Mapping[str, Any], teacher: Mapping[str, Any] | None, 
         length: tokens of the longest sequence of the run, if it is known.
 
     Raises:
-        ValueError: student and teacher have different tokenizers, or a model cannot be loaded or is too small.
+        ValueError: the tokenizers cannot be compared, or a model cannot be loaded or is too small.
     """
     check_models(student, teacher)
     student_model, tokenizer = _model_and_tokenizer(student, length)
     teacher_model = None
     if teacher and teacher.get("model"):
-        teacher_model, teacher_tokenizer = _model_and_tokenizer(teacher, length)
-        check_tokenizers(tokenizer, teacher_tokenizer)
+        factory, own = _model_and_tokenizer(teacher, length)
+        check_tokenizers(tokenizer, own)
+        teacher_model = ModelWithTokenizer(factory, own)
     return Models(tokenizer, student_model, teacher_model)
 
 

@@ -18,12 +18,13 @@ from lightning_minillm.cli.tracking import tracked
 from lightning_minillm.data.cache import tokenizer_fingerprint
 from lightning_minillm.evaluation import Evaluation, EvaluationModule, record_files, run_evaluation
 from lightning_minillm.files import digest_of_files, write_json_lines
-from lightning_minillm.models import ModelFactory, check_tokenizers
+from lightning_minillm.models import ModelFactory, ModelWithTokenizer
 from lightning_minillm.models.factories import Factory, check_factory, check_factory_fit
 from lightning_minillm.reports import evaluation as evaluation_report
 from lightning_minillm.reports import run_folder as runs
 from lightning_minillm.reports import summary as report
 from lightning_minillm.reports.results import Results
+from lightning_minillm.tokens import check_tokenizers
 
 KEYS = schema.KEYS["evaluate"].split()
 RECORDS_FOLDER = "records"
@@ -116,7 +117,7 @@ def _teacher(config: Config, models: list[NamedModel]) -> ModelFactory | None:
     check_factory_fit(factory, tokenizer, config["max_length"])
     for model in models:
         check_tokenizers(model.tokenizer, tokenizer)
-    return factory
+    return ModelWithTokenizer(factory, tokenizer)
 
 
 def _prepare(config: Config, models: list[NamedModel]) -> dict[str, list[Evaluation]]:

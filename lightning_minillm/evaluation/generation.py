@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from lightning_minillm.evaluation.base import Evaluation, Findings, Measure, Record
 from lightning_minillm.evaluation.prompt_sets import PromptItems, PromptSets
 from lightning_minillm.models import ModelPair
-from lightning_minillm.rollout import decode_responses, sampler_for
+from lightning_minillm.rollout import are_finished, decode_responses, sampler_for
 
 
 class GenerationEvaluation(PromptItems, Evaluation):
@@ -70,8 +70,7 @@ class GenerationEvaluation(PromptItems, Evaluation):
         data = self.prompts.data[name]
         sampler = sampler_for(pair, self.prompts.sampling)
         rollouts = sampler.sample(data.prompt_batch(rows).to(pair.device), seed=seed, phase=sample)
-        lengths = rollouts.lengths.tolist()
-        last = [int(ids[length - 1]) for ids, length in zip(rollouts.response_ids, lengths, strict=True)]
+        lengths, finished = rollouts.lengths.tolist(), are_finished(pair, self.prompts.sampling, rollouts)
         return [
             {
                 "item": items[place],
@@ -83,7 +82,7 @@ class GenerationEvaluation(PromptItems, Evaluation):
                 "row": row,
                 "sample": sample,
                 "tokens": lengths[place],
-                "finished": last[place] == pair.tokenizer.eos_token_id,
+                "finished": finished[place],
             }
             for place, (row, text) in enumerate(zip(rows, decode_responses(pair.tokenizer, rollouts), strict=True))
         ]

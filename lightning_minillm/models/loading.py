@@ -244,24 +244,6 @@ def load_tokenizer(
     return tokenizer
 
 
-def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
-    """Check that every id is the same token for student and teacher.
-
-    Raises:
-        ValueError: some token or the eos token differs.
-    """
-    student_vocab, teacher_vocab = student.get_vocab(), teacher.get_vocab()
-    different = set(student_vocab.keys() ^ teacher_vocab.keys())
-    different |= {token for token, index in student_vocab.items() if teacher_vocab.get(token, index) != index}
-    if different or student.eos_token_id != teacher.eos_token_id:
-        examples = ", ".join(repr(token) for token in sorted(different)[:3]) or "the eos token"
-        raise ValueError(
-            f"student and teacher have different tokenizers ({len(different)} tokens differ, e.g. {examples}), so their"
-            " distributions cannot be compared token by token: use SeqKD, which needs only the teacher's text"
-            " (minillm-generate model=TEACHER ..., then minillm-train experiment=sft on the responses)"
-        )
-
-
 def shared_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel) -> int:
     """Return the number of leading ids that both models have logits for.
 

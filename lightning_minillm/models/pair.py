@@ -6,8 +6,9 @@ Legend: B rows, L tokens, N target tokens, V vocabulary.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,25 @@ from lightning_minillm.functional.logprobs import TokenStates
 from lightning_minillm.models.activations import fuse_activations
 from lightning_minillm.models.loading import is_quantized, shared_vocabulary, stays_on_its_device
 from lightning_minillm.models.split import SplitCausalLM
+from lightning_minillm.tokens import TokenDifferences, check_tokenizers, end_ids
 from lightning_minillm.types import TokenBatch
 
 ModelFactory = PreTrainedModel | Callable[[], PreTrainedModel]
 """A model, or a function that loads it when it is needed."""
+
+
+@dataclass(frozen=True)
+class ModelWithTokenizer:
+    """A teacher together with a tokenizer that is not quite the student's."""
+
+    model: ModelFactory
+    """The model, or a function that loads it."""
+    tokenizer: PreTrainedTokenizerBase
+    """The model's own; see :func:`~lightning_minillm.tokens.check_tokenizers` for what may differ."""
+
+    def __call__(self) -> PreTrainedModel:
+        """Load the model."""
+        return self.model if isinstance(self.model, PreTrainedModel) else self.model()
 
 
 class ModelPair:
@@ -35,7 +51,8 @@ class ModelPair:
     Args:
         student: a transformers causal LM, or a function that loads one; it is called here.
         tokenizer: of both; has an eos and a pad token.
-        teacher: a model or a function, as for ``student``; frozen here. ``None`` for none.
+        teacher: a model or a function, as for ``student``; frozen here. ``None`` for none. If its tokenizer has another
+            eos or more added tokens, a :class:`ModelWithTokenizer`.
         placement: where the models are; shards them if it spreads models over processes.
         gradient_checkpointing: compute the student's layers again in the backward pass instead of keeping their
             activations: less memory, about a third more time.
@@ -53,7 +70,8 @@ class ModelPair:
         vocabulary: number of leading ids that both models have logits for; ``None`` without a teacher.
 
     Raises:
-        ValueError: a tokenizer without eos or pad token, or an unknown compile backend.
+        ValueError: a tokenizer without eos or pad token, tokenizers that cannot be compared, or an unknown compile
+            backend.
     """
 
     def __init__(
@@ -81,11 +99,14 @@ class ModelPair:
         self.teacher: PreTrainedModel | None = None if teacher is None else _load(teacher).requires_grad_(False).eval()
         # Head and body are told apart before anything is sharded. Both models are cut to the leading ids that they
         # share, everywhere: in sampling, losses and measurements, so that the numbers fit together.
-        self.vocabulary = None if self.teacher is None else shared_vocabulary(self.student, self.teacher)
-        self.student_split = SplitCausalLM(self.student, vocabulary=self.vocabulary)
-        self.teacher_split = None if self.teacher is None else SplitCausalLM(self.teacher, vocabulary=self.vocabulary)
+        own_tokenizer = teacher.tokenizer if isinstance(teacher, ModelWithTokenizer) else tokenizer
+        differences = check_tokenizers(tokenizer, own_tokenizer) if own_tokenizer is not tokenizer else None
+        self.vocabulary, excluded = self._shared_ids(differences)
+        self.student_split = SplitCausalLM(self.student, self.vocabulary, excluded)
+        self.teacher_split = None if self.teacher is None else SplitCausalLM(self.teacher, self.vocabulary, excluded)
+        self._eos_token_ids = end_ids(tokenizer, filter(None, (self.student, self.teacher))) + end_ids(own_tokenizer)
         if placement is None or placement.data_rank == 0:
-            self._warn_about_vocabulary()
+            self._warn_about_vocabulary(differences)
         if compile_backend is not None:
             self.student_split.compile(compile_backend)
         self.place(placement or OneCopy())
@@ -95,9 +116,41 @@ class ModelPair:
         """The student and, if there is one, the teacher."""
         return [self.student] if self.teacher is None else [self.student, self.teacher]
 
-    def _warn_about_vocabulary(self) -> None:
+    def end_ids(self, named: Iterable[int | str] = ()) -> tuple[int, ...]:
+        """Return the ids that end a response of either model.
+
+        Args:
+            named: further ends, as ids or tokens.
+
+        Raises:
+            ValueError: there is no such token, or no end that both models know.
+        """
+        found = dict.fromkeys((*self._eos_token_ids, *end_ids(self.tokenizer, named=named)))
+        known = tuple(index for index in found if self.student_split.knows(index))
+        if not known:
+            raise ValueError(
+                f"none of the ids {list(found)} that end a response is known to student and teacher: name one in"
+                " sampling.eos_token_ids, or set tokenizer.eos_token"
+            )
+        return known
+
+    def _shared_ids(self, differences: TokenDifferences | None) -> tuple[int | None, tuple[int, ...]]:
+        """Return the number of leading ids to compare, and the ids among them that are no token of both models."""
+        if self.teacher is None:
+            return None, ()
+        size = shared_vocabulary(self.student, self.teacher)
+        if differences is None or not differences.ids:
+            return size, ()
+        shared = set(self.tokenizer.get_vocab().values()) - set(differences.ids)
+        size = min(size, max(shared) + 1)
+        # those of the student beyond them have no logits to exclude, and texts may contain them
+        return size, tuple(sorted({*range(size), *differences.student_only.values()} - shared))
+
+    def _warn_about_vocabulary(self, differences: TokenDifferences | None) -> None:
         if self.teacher is None:
             return
+        if differences is not None and str(differences):
+            warnings.warn(f"the tokenizers of student and teacher differ: {differences}", stacklevel=3)
         own, theirs = (model.get_output_embeddings().weight.shape[0] for model in (self.student, self.teacher))
         if own != theirs:
             warnings.warn(
@@ -144,6 +197,7 @@ class ModelPair:
 
     def token_states(self, batch: TokenBatch) -> tuple[TokenStates, Tensor]:
         """Return the student's states of the target tokens, and the ids of these tokens ``[N]``."""
+        self.student_split.check_text(batch.input_ids, batch.attention_mask, batch.indices)
         offload = save_on_cpu(pin_memory=batch.input_ids.is_cuda) if self.activation_offload else nullcontext()
         with offload:
             return self.student_split.token_states(batch.input_ids, batch.attention_mask, batch.target_mask)

@@ -62,10 +62,15 @@ class SplitCausalLM:
     Args:
         model: any ``AutoModelForCausalLM``; its parameters are registered elsewhere.
         vocabulary: number of leading ids to compute logits for; ``None`` for all.
+        excluded_ids: ids that get no probability, and that texts must not contain.
     """
 
-    def __init__(self, model: PreTrainedModel, vocabulary: int | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, vocabulary: int | None = None, excluded_ids: Sequence[int] = ()) -> None:
         self.model = model
+        self.excluded_ids = tuple(excluded_ids)
+        self._masked = torch.tensor(
+            [i for i in excluded_ids if vocabulary is None or i < vocabulary], dtype=torch.int64
+        )
         self.vocabulary: int | None = None
         self.may_be_static = True
         """``False`` once a decode step of fixed shapes has failed; set by the sampler."""
@@ -136,7 +141,38 @@ class SplitCausalLM:
 
     def project(self, hidden: Tensor) -> Tensor:
         """Map hidden states ``[..., H]`` to the model's logits ``[..., V]``."""
-        return self._logits(hidden)[..., : self.vocabulary]
+        logits = self._logits(hidden)[..., : self.vocabulary]
+        if len(self._masked) == 0:
+            return logits
+        self._masked = self._masked.to(logits.device)
+        # low enough for a probability of exactly 0, and finite, so that divergences multiply it with 0
+        return logits.index_fill(-1, self._masked, max(-1e30, torch.finfo(logits.dtype).min / 2))
+
+    def knows(self, token_id: int) -> bool:
+        """Return whether the model gives an id a probability."""
+        size = min(self._head.weight.shape[0], self.vocabulary or token_id + 1)
+        return 0 <= token_id < size and token_id not in self.excluded_ids
+
+    def check_text(self, input_ids: Tensor, mask: Tensor, rows: Tensor) -> None:
+        """Check that a text has no excluded ids; without any, this costs nothing.
+
+        Args:
+            input_ids: ``[B, L]`` int64.
+            mask: ``[B, L]`` bool, the tokens that count.
+            rows: ``[B]`` int64, numbers of the rows, for the message.
+
+        Raises:
+            ValueError: it has; the message names ids and rows.
+        """
+        if not self.excluded_ids:
+            return
+        excluded = torch.isin(input_ids, torch.tensor(self.excluded_ids, device=input_ids.device)) & mask.bool()
+        if bool(excluded.any()):
+            raise ValueError(
+                f"the rows {rows[excluded.any(-1)].tolist()} of the data contain the token ids"
+                f" {input_ids[excluded].unique().tolist()}, which only one of student and teacher knows: leave these"
+                " rows out, or use a student and a teacher with one tokenizer"
+            )
 
     def _logits(self, hidden: Tensor) -> Tensor:
         if not self.is_split:

@@ -16,7 +16,7 @@ from lightning_minillm.rollout.sources import (
     TextRequest,
     TextSource,
 )
-from lightning_minillm.rollout.writing import decode_responses, sampler_for
+from lightning_minillm.rollout.writing import are_finished, decode_responses, sampler_for
 
 __all__ = [
     "AdaptiveReplay",
@@ -34,6 +34,7 @@ __all__ = [
     "TextCollector",
     "TextRequest",
     "TextSource",
+    "are_finished",
     "collect_rollouts",
     "decode_responses",
     "sampler_for",

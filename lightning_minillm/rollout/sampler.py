@@ -8,7 +8,7 @@ Legend: B rows, A rows still running, P prompt tokens, T response tokens, H hidd
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -76,7 +76,7 @@ class MixtureSampler:
         student: SplitCausalLM,
         teacher: SplitCausalLM | None,
         *,
-        eos_token_ids: int | list[int],
+        eos_token_ids: int | Sequence[int],
         pad_token_id: int,
         config: SamplingConfig,
         keep_teacher_hidden: bool = False,
@@ -122,6 +122,7 @@ class MixtureSampler:
         """
         if not bool(prompts.attention_mask.any(-1).all()):
             raise ValueError("a prompt is empty: there is nothing to condition the response on")
+        self.student.check_text(prompts.input_ids, prompts.attention_mask, prompts.indices)
         self._check_positions(int(prompts.attention_mask.sum(-1).max()))
         with eval_mode(*(split.model for split in (self.student, self.teacher) if split is not None)):
             record = self._decode(prompts, token_noise(seed, phase, prompts.indices, self.config.max_new_tokens))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning_minillm.checks import check_range
@@ -23,6 +24,7 @@ class SamplingConfig:
         teacher_mix_alpha: alpha in [0, 1]; tokens come from (1 - alpha) student + alpha teacher (paper, eq. 3).
         teacher_reward_temperature: temperature of the teacher in the reward. The official code uses 1 whatever the
             sampling temperature; ``None`` means the sampling temperature.
+        eos_token_ids: tokens or ids that end a response, besides those that tokenizer and models name themselves.
     """
 
     max_new_tokens: int = 256
@@ -33,8 +35,10 @@ class SamplingConfig:
     no_repeat_ngram_size: int = 0
     teacher_mix_alpha: float = 0.2
     teacher_reward_temperature: float | None = 1.0
+    eos_token_ids: Sequence[int | str] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "eos_token_ids", tuple(self.eos_token_ids or ()))
         longest, reward_temperature = self.max_new_tokens, self.teacher_reward_temperature
         is_greedy = self.temperature == 0 and self.teacher_mix_alpha == 0
         for name, is_inside, allowed in (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from lightning_minillm.models.pair import ModelPair
@@ -41,12 +42,11 @@ def sampler_for(
         author = pair.student_split
         reads = with_teacher or keep_teacher_hidden or config.teacher_mix_alpha > 0
         reader = pair.require_teacher() if reads else None
-    assert pair.tokenizer.eos_token_id is not None  # the pair has checked both
-    assert pair.tokenizer.pad_token_id is not None
+    assert pair.tokenizer.pad_token_id is not None  # the pair has checked it
     return MixtureSampler(
         author,
         reader,
-        eos_token_ids=pair.tokenizer.eos_token_id,
+        eos_token_ids=pair.end_ids(config.eos_token_ids),
         pad_token_id=pair.tokenizer.pad_token_id,
         config=config,
         keep_teacher_hidden=keep_teacher_hidden,
@@ -58,3 +58,11 @@ def decode_responses(tokenizer: PreTrainedTokenizerBase, rollouts: RolloutBatch)
     """Return the text of every response, without special tokens and surrounding white space."""
     ids = [row[mask] for row, mask in zip(rollouts.response_ids, rollouts.response_mask, strict=True)]
     return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def are_finished(pair: ModelPair, config: SamplingConfig, rollouts: RolloutBatch) -> list[bool]:
+    """Return whether each response ended by itself, and not at ``max_new_tokens``."""
+    last = rollouts.response_ids.gather(1, rollouts.lengths[:, None] - 1)
+    ends = torch.tensor(pair.end_ids(config.eos_token_ids), device=last.device)
+    finished: list[bool] = torch.isin(last, ends).squeeze(1).tolist()
+    return finished

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from lightning_minillm.models import (
-    check_tokenizers,
     init_causal_lm,
     is_quantized,
     load_causal_lm,
@@ -159,35 +158,6 @@ def test_a_tokenizer_without_eos_is_an_error(tmp_path, make_tokenizer):
 def test_a_tokenizer_folder_that_does_not_exist(tmp_path):
     with pytest.raises(ValueError, match=r"there is no folder .* to load a tokenizer from"):
         load_tokenizer(tmp_path / "missing")
-
-
-def test_equal_tokenizers_pass(make_tokenizer):
-    check_tokenizers(make_tokenizer(), make_tokenizer())
-
-
-@pytest.mark.parametrize("words", [30, 45])
-def test_tokenizers_of_other_sizes_name_the_way_out(make_tokenizer, words):
-    with pytest.raises(ValueError, match=r"tokens differ.*SeqKD.*minillm-generate"):
-        check_tokenizers(make_tokenizer(), make_tokenizer(words=words))
-
-
-def test_the_same_tokens_under_other_ids_are_different_tokenizers(make_tokenizer):
-    with pytest.raises(ValueError, match="1 tokens differ"):
-        check_tokenizers(make_tokenizer(), make_tokenizer(pad_token="<pad>"))
-    swapped = make_tokenizer()
-    vocabulary = json.loads(swapped.backend_tokenizer.to_str())
-    words = vocabulary["model"]["vocab"]
-    words["w3"], words["w4"] = words["w4"], words["w3"]
-    swapped._tokenizer = type(swapped.backend_tokenizer).from_str(json.dumps(vocabulary))
-    with pytest.raises(ValueError, match=r"2 tokens differ, e.g. 'w3', 'w4'"):
-        check_tokenizers(make_tokenizer(), swapped)
-
-
-def test_another_end_of_text_is_another_tokenizer(make_tokenizer):
-    other = make_tokenizer()
-    other.eos_token = "w5"
-    with pytest.raises(ValueError, match="the eos token"):
-        check_tokenizers(make_tokenizer(), other)
 
 
 def test_the_shared_vocabulary_is_the_smaller_one(make_model):
