@@ -14,7 +14,7 @@ from lightning_minillm.data.formats import Row
 from lightning_minillm.data.rows import did_you_mean
 
 GENERATED = frozenset({"output", "sample", "tokens", "finished"})
-"""Fields of the rows that ``minillm-generate`` writes; in these, a response may be blank: the model ended it at once."""
+"""Fields of the rows that ``minillm-generate`` writes, whose responses may be blank: the model ended them at once."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def to_record(row: Row, fields: FieldMap, where: str, numbers: Counter[str]) -> 
     if not responses:
         raise ValueError(f"{where}: the field {response!r} contains no response: fill it or remove the row")
     for item, written in zip(several, responses, strict=True):
-        if not written.strip() and not GENERATED <= row.keys():
+        if not written.strip() and not row.keys() >= GENERATED:
             raise ValueError(f"{where}: the field {response!r} contains no response, it is {_empty(item)}")
     exact = as_text(value["exact"] if not isinstance(value["exact"], bool) else int(value["exact"]), "exact", where)
     if exact.lower() not in ("true", "false", "1", "0", ""):
