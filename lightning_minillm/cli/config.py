@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_minillm.cli import tracking
 from lightning_minillm.cli.paper import PAPER, check_paper
+from lightning_minillm.cli.repeats import check_repeats
 from lightning_minillm.cli.schema import check_values, nearest, unread_keys
 
 CONFIG_MODULE = "lightning_minillm.conf"
@@ -62,7 +63,11 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
 
     Returns:
         The configuration, unresolved. Setting a key that it does not have is an error.
+
+    Raises:
+        ValueError: a mapping in an override has a key twice.
     """
+    check_repeats(overrides)
     with hydra_is_ready():
         return check_paper(compose(name, overrides=quote_numbers(overrides)))
 

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_minillm.cli.config import hydra_is_ready, quote, quote_numbers
+from lightning_minillm.cli.repeats import check_repeats
 from lightning_minillm.cli.schema import nearest
 
 COMPOSING = (HydraException, OmegaConfBaseException)
@@ -26,8 +27,9 @@ def check_words(words: Sequence[str]) -> None:
     """Check that every word has the form KEY=VALUE in Hydra's grammar.
 
     Raises:
-        ValueError: one has not; the message shows how to quote it.
+        ValueError: one has not; the message shows how to quote it. Or a mapping has a key twice.
     """
+    check_repeats(words)
     parser = OverridesParser.create()
     for word in words:
         try:

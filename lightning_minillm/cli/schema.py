@@ -134,6 +134,8 @@ _TABLE: tuple[tuple[Kind, str], ...] = (
     (one_of("8bit", "4bit") | NULL, "quantization"),
     (one_of("score", "pairwise"), "judge.mode"),
     (one_of("document", "sentence"), "scifact.unit"),
+    (one_of("auto", "latin", "unicode", "characters"), "words"),
+    (TEXT | NULL, "fallback"),
     (one_of("lines", "paragraphs", "files"), "documents_are"),
     (NODE, ".optimizer .module .validation .trainer datamodule.template"),
     (TEXT, ".name .output_dir .cache_dir .shared_dir .output .monitor"),

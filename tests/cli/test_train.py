@@ -238,5 +238,5 @@ def test_where_rouge_sees_nothing_the_lowest_loss_is_exported(train_overrides, f
 def test_words_of_the_references_script_are_the_default(train_overrides, folders, tmp_path, recwarn):
     train(compose_config("train", ["experiment=sft", *train_overrides, *chinese(folders, tmp_path)]))
     assert not [each for each in recwarn if "sees no token" in str(each.message)]
-    with pytest.raises(ValueError, match="words must be auto, latin, unicode or characters, got 'chinese'"):
+    with pytest.raises(ValueError, match="words must be auto or latin or"):
         train(compose_config("train", ["experiment=sft", *train_overrides, "validation.words=chinese", "resume=never"]))
