@@ -34,6 +34,7 @@ from lightning_minillm.models.folders import (
     local_or_hub,
     weight_shapes,
 )
+from lightning_minillm.models.multimodal import has_towers
 
 _MOST_BYTES = 2**31  # of weights that are compared where transformers copies them
 _ROTARY_FIELDS = ("rope_parameters", "rope_theta", "rotary_emb_base", "rope_scaling")
@@ -194,7 +195,11 @@ def _check_kind(name: str, config: PretrainedConfig, trust_remote_code: bool) ->
     if remote and not known and not trust_remote_code:
         raise ValueError(_own_code(name))
     both_ways = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
-    if not (known or remote) or getattr(config, "is_encoder_decoder", False) or (known and both_ways):
+    if (
+        not (known or remote or has_towers(config))
+        or getattr(config, "is_encoder_decoder", False)
+        or (known and both_ways)
+    ):
         classes = ", ".join(getattr(config, "architectures", None) or ()) or "no class named"
         raise ValueError(
             f"{name!r} is a model of type {config.model_type!r} ({classes}), which is not a causal language model: use"

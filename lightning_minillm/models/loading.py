@@ -19,6 +19,7 @@ from transformers import (
 
 from lightning_minillm.models.checks import check_loaded, check_model
 from lightning_minillm.models.folders import adapted_model, local_or_hub, stored_dtype
+from lightning_minillm.models.multimodal import auto_class, has_towers, text_part
 
 Quantization = Literal["8bit", "4bit"]
 _QUANTIZATIONS = ("8bit", "4bit")
@@ -38,6 +39,8 @@ def load_causal_lm(
     quantization: Quantization | None = None,
 ) -> PreTrainedModel:
     """Load a causal language model from a Hugging Face folder or hub name, or adapters with the model they adapt.
+
+    Of a model that also reads images or sound, the text part is taken.
 
     Args:
         path: folder or hub name. Adapters in peft's format (the extra ``peft``) are merged into the model they adapt.
@@ -71,7 +74,7 @@ def load_causal_lm(
                 " model, or set quantization=null"
             )
         return _merge(load_causal_lm(base, dtype=dtype, dropout=dropout, **options), name)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = auto_class(config).from_pretrained(
         name,
         dtype=dtype_of(dtype),
         revision=revision,
@@ -85,6 +88,8 @@ def load_causal_lm(
     report: dict[str, Any] = loaded[1]
     check_loaded(name, *(list(report[f"{kind}_keys"]) for kind in ("missing", "mismatched", "unexpected")))
     _check_finite(name, model)
+    if has_towers(config):
+        model = text_part(model, config, name)
     stored = config.dtype or stored_dtype(name)
     if stored is not None:
         _STORED_DTYPES[model] = dtype_of(stored) if isinstance(stored, str) else stored
