@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    DynamicCache,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from lightning_minillm.distributed.sharding import decoder_layers
 
@@ -21,10 +29,14 @@ class ModelSize:
     parameters: int
     layer_parameters: int
     """Parameters of the largest decoder layer."""
+    outer_parameters: int
+    """Parameters outside of the decoder layers."""
     num_layers: int
     hidden_size: int
     kv_size: int
-    """Numbers that the cache holds per token and layer: keys and values together."""
+    """Numbers that the cache holds per token: the keys and values of all layers."""
+    state_size: int
+    """Numbers that the cache holds per row, however long it is: the states of layers without keys and values."""
     vocabulary: int
 
 
@@ -43,21 +55,58 @@ class Workload:
 
 
 def model_size(config: PretrainedConfig) -> ModelSize:
-    """Return the sizes of a model, which is built on the meta device and so allocates nothing."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    """Return the sizes of a model, which is built on the meta device and so allocates nothing.
+
+    Of a model that also reads images or sound, its text part is measured.
+    """
     text = config.get_text_config()
+    with torch.device("meta"):
+        # in half precision, since some kernels of mixtures of experts take nothing else
+        model = AutoModelForCausalLM.from_config(text if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING else config)
+        model = model.bfloat16().eval()
     layers = [sum(p.numel() for p in layer.parameters()) for layer in decoder_layers(model)]
-    heads = text.num_attention_heads
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    kv_size, state_size = _cache_sizes(model)
     return ModelSize(
         parameters=sum(p.numel() for p in model.parameters()),
         layer_parameters=max(layers),
+        outer_parameters=sum(p.numel() for p in model.parameters()) - sum(layers),
         num_layers=text.num_hidden_layers,
         hidden_size=text.hidden_size,
-        kv_size=2 * (getattr(text, "num_key_value_heads", None) or heads) * head_size,
+        kv_size=kv_size,
+        state_size=state_size,
         vocabulary=model.get_output_embeddings().weight.shape[0],
     )
+
+
+@torch.no_grad()
+def _cache_sizes(model: PreTrainedModel) -> tuple[int, int]:
+    """Return the numbers that a cache holds per token and per row, measured by a pass over one row."""
+    names = inspect.signature(model.base_model.forward).parameters
+    name = next((name for name in ("past_key_values", "cache_params") if name in names), None)
+    if name is None:
+        return 0, 0
+    cache = DynamicCache(config=model.config)
+    try:
+        model.base_model(torch.zeros(1, 8, dtype=torch.int64, device="meta"), **{name: cache}, use_cache=True)
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        heads = getattr(model.config, "num_attention_heads", 0)
+        head_size = getattr(model.config, "head_dim", None) or model.config.hidden_size // max(heads, 1)
+        warnings.warn(
+            f"the cache of {type(model).__name__} cannot be measured without weights ({error}): its size is estimated"
+            " from the number of heads",
+            stacklevel=4,
+        )
+        groups = getattr(model.config, "num_key_value_heads", None) or heads
+        return 2 * groups * head_size * model.config.num_hidden_layers, 0
+    per_token = per_row = 0
+    for layer in cache.layers:
+        for name in ("keys", "values"):
+            kept = getattr(layer, name, None)
+            per_token += 0 if kept is None else kept.shape[1] * kept.shape[-1]
+        for name in ("conv_states", "recurrent_states"):
+            states = getattr(layer, name, {}).values()
+            per_row += sum(state.numel() for state in states if state is not None)
+    return per_token, per_row
 
 
 def plan_memory(
@@ -97,11 +146,11 @@ def plan_memory(
         "activations": tokens * student.hidden_size * student.num_layers * _LAYER_TENSORS * value / 2,
         "logits": 3 * min(2**29, tokens * student.vocabulary * 4),
     }
-    cached = work.rollout_rows * work.length * value
+    cached = sum(model.kv_size * work.length + model.state_size for model in (student, teacher))
     rollout = {
         **kept,
         "gathered models": (student.parameters + teacher.parameters) * value if sharded else 0.0,
-        "key-value caches": cached * sum(m.kv_size * m.num_layers for m in (student, teacher)),
+        "key-value caches": work.rollout_rows * value * cached,
         "logits": 4 * work.rollout_rows * (student.vocabulary + teacher.vocabulary) * 4,
     }
     return {
@@ -112,4 +161,4 @@ def plan_memory(
 
 def _gathered_parameters(model: ModelSize) -> float:
     """Return the parameters gathered at once: two layers, since the next is prefetched, and those outside of layers."""
-    return 2 * model.layer_parameters + model.parameters - model.num_layers * model.layer_parameters
+    return 2 * model.layer_parameters + model.outer_parameters
