@@ -56,3 +56,14 @@ def length_groups(lengths: Sequence[int], min_tokens: int, max_tokens: int | Non
             start, tokens = row, 0
         tokens += length
     return [*groups, slice(start, len(lengths))]
+
+
+def equal_groups(lengths: Sequence[int]) -> list[slice]:
+    """Split rows, sorted by length, into runs of one length, so that nothing is padding.
+
+    Example:
+        >>> equal_groups([5, 5, 3])
+        [slice(0, 2, None), slice(2, 3, None)]
+    """
+    starts = [row for row, length in enumerate(lengths) if row == 0 or length != lengths[row - 1]]
+    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(lengths)], strict=True)]

@@ -24,6 +24,7 @@ from lightning_minillm.functional.grouping import left_aligned, length_groups
 from lightning_minillm.functional.logprobs import TokenStates, select_targets
 from lightning_minillm.functional.masking import position_ids
 
+_CACHE_NAMES = ("past_key_values", "cache_params")  # the second is Mamba's
 _FEWEST_TOKENS = {"cpu": 512}  # per pass; fewer take hardly less time
 _FEWEST_TOKENS_ELSEWHERE = 8192
 _MOST_TOKENS = {"cpu": 512}  # per pass; the widest activations of more do not fit the processor's cache
@@ -74,13 +75,19 @@ class SplitCausalLM:
         self.vocabulary: int | None = None
         self.may_be_static = True
         """``False`` once a decode step of fixed shapes has failed; set by the sampler."""
+        self.may_be_cached: bool | None = None
+        """Whether sampling with a cache gives the states of full passes; set by the sampler once it has tried."""
         self._training_hidden: Callable[..., tuple[Tensor, Any]] = self.hidden
         self._body = model.base_model if model.base_model is not model else None
         self._head = model.get_output_embeddings()
         self._config = model.config.get_text_config()
-        target = self._body if self._body is not None else model
-        self.takes_positions = "position_ids" in inspect.signature(target.forward).parameters
+        parameters = inspect.signature((self._body or model).forward).parameters
+        self.takes_positions = "position_ids" in parameters
         """Whether the model takes positions as an input."""
+        self.cache_name = next((name for name in _CACHE_NAMES if name in parameters), None)
+        """The model's name for its cache; ``None`` if it takes none."""
+        takes_more = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values())
+        self._takes_use_cache = takes_more or "use_cache" in parameters
         self.is_split = True
         obstacle = self._obstacle()
         if obstacle is not None:
@@ -116,28 +123,29 @@ class SplitCausalLM:
             ``[B, L, H]`` hidden states after the last norm, and the cache.
 
         Raises:
-            RuntimeError: a cache was given and the model returned none, as with gradient checkpointing in train mode.
+            RuntimeError: a cache was given and the model takes or returns none. With gradient checkpointing, models
+                return none in train mode.
         """
         if positions is None and attention_mask is not None:
             positions = position_ids(attention_mask)[:, -input_ids.shape[1] :]
         kwargs: dict[str, Any] = {"position_ids": positions} if self.takes_positions else {}
+        if self._takes_use_cache:
+            kwargs["use_cache"] = cache is not None
+        if cache is not None:
+            if self.cache_name is None:
+                raise RuntimeError(f"{type(self.model).__name__} takes no cache")
+            kwargs[self.cache_name] = cache
         runner = self._body if self.is_split else self.model
         assert runner is not None
         if attention_mask is not None and attention_mask.ndim == 2:
             attention_mask = attention_mask.long()
-        output = runner(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            return_dict=True,
-            **kwargs,
-        )
-        if cache is not None and output.past_key_values is None:
+        output = runner(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
+        returned = None if cache is None else output.get(self.cache_name)
+        if cache is not None and returned is None:
             raise RuntimeError(
                 "the model returned no key-value cache: sample in eval mode or without gradient checkpointing"
             )
-        return (output.last_hidden_state if self.is_split else output.logits), output.past_key_values
+        return (output.last_hidden_state if self.is_split else output.logits), returned
 
     def project(self, hidden: Tensor) -> Tensor:
         """Map hidden states ``[..., H]`` to the model's logits ``[..., V]``."""

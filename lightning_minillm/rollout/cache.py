@@ -1,4 +1,7 @@
-"""A key-value cache for sampling: written in place, filled by groups of prompts, and freed of finished rows.
+"""A cache for sampling: keys and values written in place, filled by groups of prompts, and freed of finished rows.
+
+Layers that keep a state in place of keys and values (convolutions, linear attention, state-space models) stay those of
+transformers. Padding would enter their states, so prompts are read in groups of one length and the states are joined.
 
 Rows are aligned on the right: the last token of every prompt is in slot P - 1, and all rows grow together.
 
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +23,8 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 _BLOCK = 64  # slots by which a full layer grows
+_STATEFUL = ("LinearAttentionLayer", "LinearAttentionAndFullAttentionLayer")  # transformers 4 does not have them
+_EMPTY = "DummyLayer"  # of layers without a cache
 
 
 @dataclass
@@ -99,28 +105,52 @@ class _InPlaceLayer(CacheLayerMixin):
 
 
 class InPlaceCache(Cache):
-    """A transformers cache of attention layers, full or with a sliding window.
+    """A transformers cache of attention layers, full or with a sliding window, and of layers that keep a state.
 
     Args:
-        layers: one entry a layer: its sliding window, or ``None`` for full attention.
+        layers: one entry per layer, as transformers made it.
         num_rows: B.
         prompt_width: P.
         new_tokens: slots to reserve at first for what is sampled; more are added when they are full.
     """
 
-    def __init__(self, layers: list[int | None], num_rows: int, prompt_width: int, new_tokens: int) -> None:
+    def __init__(self, layers: list[Any], num_rows: int, prompt_width: int, new_tokens: int) -> None:
         self._extent = _Extent(num_rows, prompt_width, prompt_width + min(new_tokens, _BLOCK))
-        self._own_layers = [_InPlaceLayer(self._extent, window) for window in layers]
-        super().__init__(layers=list(self._own_layers))
+        own = {number: _own_layer(layer, self._extent) for number, layer in enumerate(layers) if _is_attention(layer)}
+        self._own_layers = list(own.values())
+        self._unread = {n: layer for n, layer in enumerate(layers) if type(layer).__name__ in _STATEFUL}
+        self._read: list[dict[int, Any]] = []
+        super().__init__(layers=[own.get(number, layer) for number, layer in enumerate(layers)])
+
+    @property
+    def has_states(self) -> bool:
+        """Whether a layer keeps a state, so that prompts of different lengths cannot be read together."""
+        return bool(self._unread)
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether any layer attends to tokens before the current one, and so reads a mask of them."""
+        return any(isinstance(layer, CacheLayerMixin) for layer in self.layers)
+
+    @property
+    def is_full_attention(self) -> bool:
+        """Whether every layer attends to all tokens before the current one."""
+        return len(self._own_layers) == len(self.layers) and not any(layer.is_sliding for layer in self._own_layers)
 
     def start_prefill(self, rows: slice) -> None:
         """Read the prompts of ``rows`` next; they attend to nothing but themselves."""
         self._extent.prefill_rows = rows
+        self._read.append({number: deepcopy(layer) for number, layer in self._unread.items()})
+        for number, layer in self._read[-1].items():
+            self.layers[number] = layer
 
     def finish_prefill(self) -> None:
         """Switch from prompts to sampled tokens."""
         self._extent.prefill_rows = None
         self.rewind(self._extent.prompt_width)
+        for number in self._unread:
+            _join(self.layers[number], [group[number] for group in self._read], self._extent.prompt_width)
+        self._read = []
 
     @property
     def length(self) -> int:
@@ -133,11 +163,6 @@ class InPlaceCache(Cache):
         for layer in self._own_layers:
             layer.reserve(self.length + 1)
         return self._own_layers[0].keys.shape[-2]
-
-    @property
-    def has_windows(self) -> bool:
-        """Whether any layer sees a window of the last tokens only."""
-        return any(layer.is_sliding for layer in self._own_layers)
 
     @contextmanager
     def static(self, slot: Tensor) -> Iterator[None]:
@@ -153,22 +178,42 @@ class InPlaceCache(Cache):
         for layer in self._own_layers:
             layer.length = length
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep only the rows ``indices`` ``[A]``; see :func:`rows_to_keep` for an order that moves few."""
-        self._extent.num_rows = len(indices)
-        targets = (indices != torch.arange(len(indices), device=indices.device)).nonzero().squeeze(-1)
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep only the rows ``beam_idx`` ``[A]``; see :func:`rows_to_keep` for an order that moves few."""
+        self._extent.num_rows = len(beam_idx)
+        targets = (beam_idx != torch.arange(len(beam_idx), device=beam_idx.device)).nonzero().squeeze(-1)
         for layer in self._own_layers:
-            layer.move(targets, indices[targets])
+            layer.move(targets, beam_idx[targets])
+        for number in self._unread:
+            self.layers[number].reorder_cache(beam_idx)
 
 
 def make_cache(config: Any, num_rows: int, prompt_width: int, new_tokens: int) -> Cache:
-    """Return an :class:`InPlaceCache`, or transformers' own cache if a model has other kinds of layers."""
-    plain = DynamicCache(config=config)
-    kinds = {type(layer) for layer in plain.layers}
-    if not kinds or not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
-        return plain
-    windows = [getattr(layer, "sliding_window", None) for layer in plain.layers]
-    return InPlaceCache(windows, num_rows, prompt_width, new_tokens)
+    """Return an :class:`InPlaceCache`, or transformers' own cache if a model has layers of an unknown kind."""
+    layers = DynamicCache(config=config).layers
+    known = all(_is_attention(layer) or type(layer).__name__ in (*_STATEFUL, _EMPTY) for layer in layers)
+    return InPlaceCache(layers, num_rows, prompt_width, new_tokens) if layers and known else DynamicCache(config=config)
+
+
+def _is_attention(layer: Any) -> bool:
+    return type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
+
+
+def _own_layer(layer: Any, extent: _Extent) -> _InPlaceLayer:
+    return _InPlaceLayer(extent, getattr(layer, "sliding_window", None))
+
+
+def _join(layer: Any, groups: list[Any], width: int) -> None:
+    """Give ``layer``, the last of the groups, the states of all groups, with keys and values aligned on the right."""
+    for name in ("conv_states", "recurrent_states"):
+        states = getattr(layer, name)
+        for index in [index for index, state in states.items() if state is not None]:
+            states[index] = torch.cat([getattr(group, name)[index] for group in groups])
+    if isinstance(layer, DynamicLayer):
+        keys, values = ([getattr(group, name) for group in groups] for name in ("keys", "values"))
+        layer.keys, layer.values = (
+            torch.cat([pad(piece, (0, 0, width - piece.shape[-2], 0)) for piece in pieces]) for pieces in (keys, values)
+        )
 
 
 def rows_to_keep(running: Tensor) -> Tensor:

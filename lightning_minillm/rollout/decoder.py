@@ -1,5 +1,7 @@
 """One model while sampling: it reads the prompts, then one token per row and step.
 
+A model whose cache does not give the states of full passes is sampled from without one, by a full pass per token.
+
 Legend: B rows, A rows still running, P prompt tokens, H hidden size.
 """
 
@@ -11,12 +13,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_minillm._reach import is_out_of_memory
 from lightning_minillm.distributed.sharding import is_sharded
+from lightning_minillm.functional.grouping import equal_groups
 from lightning_minillm.functional.masking import position_ids
 from lightning_minillm.models.split import SplitCausalLM, pass_groups
 from lightning_minillm.rollout.cache import InPlaceCache, make_cache
+from lightning_minillm.rollout.full_pass import FullPassDecoder
 from lightning_minillm.rollout.static_step import StaticStep, StaticStepError, check_agreement, has_static_step
 from lightning_minillm.types import PromptBatch
+
+_TOLERANCE, _HALF_TOLERANCE = 0.01, 0.2  # of the largest state; without a token or with padding, more than that
 
 
 class Decoder:
@@ -40,15 +47,20 @@ class Decoder:
     ) -> None:
         self._model = model
         mask = prompts.attention_mask.bool()
-        self._mask = None if min(lengths) == max(lengths) else mask
         self._positions = mask.sum(-1, keepdim=True)
         num_rows, width = mask.shape
         self._cache = make_cache(model.model.config, num_rows, width, max_new_tokens)
+        unpadded = min(lengths) == max(lengths)
+        if isinstance(self._cache, InPlaceCache):
+            unpadded = unpadded or not self._cache.has_attention
+        self._mask = None if unpadded else mask
         self.state: Tensor
         """``[A, H]``."""
         if isinstance(self._cache, InPlaceCache):
             groups = [slice(0, num_rows)]
-            if not is_sharded(model.model):  # ranks that gather shards must make the same number of passes
+            if self._cache.has_states:
+                groups = equal_groups(lengths)
+            elif not is_sharded(model.model):  # ranks that gather shards must make the same number of passes
                 groups = pass_groups(lengths, mask.device)
             self.state = torch.cat([self._read(prompts, self._cache, group, lengths) for group in groups])
             self._cache.finish_prefill()
@@ -111,4 +123,54 @@ class Decoder:
         """Drop all rows but ``rows`` ``[A']``."""
         self._mask = None if self._mask is None else self._mask[rows]
         self._positions, self.state = self._positions[rows], self.state[rows]
-        self._cache.batch_select_indices(rows)
+        self._cache.reorder_cache(rows)
+
+
+def make_decoder(
+    model: SplitCausalLM, prompts: PromptBatch, lengths: Sequence[int], max_new_tokens: int, static: bool | None = None
+) -> Decoder | FullPassDecoder:
+    """Read the prompts with a cache if the model's is right, else without one; see :class:`Decoder`.
+
+    Whether it is right is tried once per model on three short rows, with a warning if it is not.
+    """
+    if model.may_be_cached is None:
+        obstacle = _cache_obstacle(model, prompts.input_ids.device)
+        model.may_be_cached = obstacle is None
+        if obstacle is not None:
+            warnings.warn(
+                f"{type(model.model).__name__} is sampled from without a cache, by a full pass per token, which is much"
+                f" slower: {obstacle}",
+                stacklevel=2,
+            )
+    if not model.may_be_cached:
+        return FullPassDecoder(model, prompts)
+    return Decoder(model, prompts, lengths, max_new_tokens, static)
+
+
+def _cache_obstacle(model: SplitCausalLM, device: torch.device) -> str | None:
+    """Return why states with a cache are not those of full passes; ``None`` if they are."""
+    lengths = [4, 2, 2]
+    ids = torch.arange(1, 13, device=device).view(3, 4) % model.model.get_input_embeddings().weight.shape[0]
+    mask = torch.arange(4, device=device) >= 4 - torch.tensor(lengths, device=device)[:, None]
+    prompts = PromptBatch(ids, mask, torch.arange(3, device=device))
+    kept = torch.tensor([0, 2], device=device)
+    try:
+        with_cache = Decoder(model, prompts, lengths, max_new_tokens=2, static=False)
+        if isinstance(with_cache._cache, InPlaceCache) and with_cache._cache.has_states and is_sharded(model.model):
+            return (
+                "prompts of different lengths take different numbers of passes, and ranks that gather shards the same"
+            )
+        without = FullPassDecoder(model, prompts)
+        for decoder in (with_cache, without):
+            decoder.advance(ids[:, 0])
+            decoder.keep(kept)
+            decoder.advance(ids[kept, 1])
+    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        return f"{type(error).__name__}: {error}"
+    difference = (with_cache.state.float() - without.state.float()).abs().max()
+    exact = with_cache.state.dtype == torch.float32 and not torch.is_autocast_enabled(device.type)
+    tolerance = _TOLERANCE if exact else _HALF_TOLERANCE
+    agree = bool(difference <= tolerance * without.state.float().abs().max())
+    return None if agree else f"with its cache the states differ by {float(difference):.2g}"

@@ -24,10 +24,11 @@ from lightning_minillm.functional.sampling import (
 from lightning_minillm.models.split import SplitCausalLM, eval_mode
 from lightning_minillm.rollout.batching import select_prompts
 from lightning_minillm.rollout.cache import rows_to_keep
-from lightning_minillm.rollout.decoder import Decoder
+from lightning_minillm.rollout.decoder import Decoder, FullPassDecoder, make_decoder
 from lightning_minillm.rollout.sampling import SamplingConfig
 from lightning_minillm.types import PromptBatch, RolloutBatch
 
+AnyDecoder = Decoder | FullPassDecoder
 _COMPACT_BELOW = 0.95
 _COMPACT_STATIC_BELOW = 0.5  # where a different number of rows costs a capture
 
@@ -160,7 +161,9 @@ class MixtureSampler:
         ordered = select_prompts(prompts, rows)
         lengths = ordered.attention_mask.sum(-1).tolist()
         student, teacher = (
-            None if model is None else Decoder(model, ordered, lengths, self.config.max_new_tokens, self.static_steps)
+            None
+            if model is None
+            else make_decoder(model, ordered, lengths, self.config.max_new_tokens, self.static_steps)
             for model in (self.student, self.teacher)
         )
         assert student is not None
@@ -190,8 +193,8 @@ class MixtureSampler:
 
     def _draw(
         self,
-        student: Decoder,
-        teacher: Decoder | None,
+        student: AnyDecoder,
+        teacher: AnyDecoder | None,
         noise: Tensor,
         t: int,
         record: dict[str, Tensor],
@@ -252,7 +255,7 @@ class MixtureSampler:
         log_p = filter_logprobs(log_p, self.config.top_k, self.config.top_p)
         return mixture_logprobs(log_q, log_p, self.config.teacher_mix_alpha)
 
-    def _empty_record(self, prompts: PromptBatch, teacher: Decoder | None) -> dict[str, Tensor]:
+    def _empty_record(self, prompts: PromptBatch, teacher: AnyDecoder | None) -> dict[str, Tensor]:
         shape = (len(prompts.indices), self.config.max_new_tokens)
         ids = torch.full(shape, self.pad_token_id, dtype=torch.int64, device=prompts.input_ids.device)
         names = ["student_logprobs", "mixture_logprobs"]

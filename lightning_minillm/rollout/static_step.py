@@ -34,7 +34,7 @@ def has_static_step(model: SplitCausalLM, cache: InPlaceCache) -> bool:
         and not is_sharded(model.model)
         and not getattr(config, "alibi", False)
         and attention_implementation(config) == "sdpa"
-        and not cache.has_windows
+        and cache.is_full_attention
     )
 
 
