@@ -62,7 +62,8 @@ def _text_model(model: PreTrainedModel) -> PreTrainedModel | None:
     setattr(text, text.base_model_prefix, decoder)
     text.set_output_embeddings(head)
     text.generation_config = model.generation_config
-    return text.eval()
+    text.eval()
+    return text
 
 
 def _freeze_towers(model: PreTrainedModel) -> PreTrainedModel:

@@ -184,8 +184,9 @@ class InPlaceCache(Cache):
         targets = (beam_idx != torch.arange(len(beam_idx), device=beam_idx.device)).nonzero().squeeze(-1)
         for layer in self._own_layers:
             layer.move(targets, beam_idx[targets])
-        for number in self._unread:
-            self.layers[number].reorder_cache(beam_idx)
+        stateful: list[Any] = [self.layers[number] for number in self._unread]
+        for layer in stateful:
+            layer.reorder_cache(beam_idx)
 
 
 def make_cache(config: Any, num_rows: int, prompt_width: int, new_tokens: int) -> Cache:

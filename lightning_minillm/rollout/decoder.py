@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from lightning_minillm.rollout.full_pass import FullPassDecoder
 from lightning_minillm.rollout.static_step import StaticStep, StaticStepError, check_agreement, has_static_step
 from lightning_minillm.types import PromptBatch
 
+_FAILURES = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 _TOLERANCE, _HALF_TOLERANCE = 0.01, 0.2  # of the largest state; without a token or with padding, more than that
 
 
@@ -50,10 +52,11 @@ class Decoder:
         self._positions = mask.sum(-1, keepdim=True)
         num_rows, width = mask.shape
         self._cache = make_cache(model.model.config, num_rows, width, max_new_tokens)
-        unpadded = min(lengths) == max(lengths)
-        if isinstance(self._cache, InPlaceCache):
-            unpadded = unpadded or not self._cache.has_attention
-        self._mask = None if unpadded else mask
+        own = self._cache if isinstance(self._cache, InPlaceCache) else None
+        self.has_states = own is not None and own.has_states
+        """Whether prompts of different lengths are read in passes of their own."""
+        no_attention = own is not None and not own.has_attention
+        self._mask = None if no_attention or min(lengths) == max(lengths) else mask
         self.state: Tensor
         """``[A, H]``."""
         if isinstance(self._cache, InPlaceCache):
@@ -123,7 +126,7 @@ class Decoder:
         """Drop all rows but ``rows`` ``[A']``."""
         self._mask = None if self._mask is None else self._mask[rows]
         self._positions, self.state = self._positions[rows], self.state[rows]
-        self._cache.reorder_cache(rows)
+        self._cache.reorder_cache(cast(torch.LongTensor, rows))
 
 
 def make_decoder(
@@ -148,29 +151,46 @@ def make_decoder(
 
 
 def _cache_obstacle(model: SplitCausalLM, device: torch.device) -> str | None:
-    """Return why states with a cache are not those of full passes; ``None`` if they are."""
+    """Return why states with a cache are not those of full passes; ``None`` if they are.
+
+    Raises:
+        ValueError: full passes fail as well.
+    """
     lengths = [4, 2, 2]
-    ids = torch.arange(1, 13, device=device).view(3, 4) % model.model.get_input_embeddings().weight.shape[0]
+    vocabulary = model.model.config.get_text_config().vocab_size
+    ids = torch.arange(1, 13, device=device).view(3, 4) % vocabulary
     mask = torch.arange(4, device=device) >= 4 - torch.tensor(lengths, device=device)[:, None]
     prompts = PromptBatch(ids, mask, torch.arange(3, device=device))
-    kept = torch.tensor([0, 2], device=device)
     try:
-        with_cache = Decoder(model, prompts, lengths, max_new_tokens=2, static=False)
-        if isinstance(with_cache._cache, InPlaceCache) and with_cache._cache.has_states and is_sharded(model.model):
+        without = _steps(FullPassDecoder(model, prompts), ids)
+    except _FAILURES as error:
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"{type(model.model).__name__} cannot be sampled from: {type(error).__name__}: {error}"
+        ) from error
+    try:
+        decoder = Decoder(model, prompts, lengths, max_new_tokens=2, static=False)
+        if decoder.has_states and is_sharded(model.model):
             return (
                 "prompts of different lengths take different numbers of passes, and ranks that gather shards the same"
             )
-        without = FullPassDecoder(model, prompts)
-        for decoder in (with_cache, without):
-            decoder.advance(ids[:, 0])
-            decoder.keep(kept)
-            decoder.advance(ids[kept, 1])
-    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        with_cache = _steps(decoder, ids)
+    except _FAILURES as error:
         if is_out_of_memory(error):
             raise
         return f"{type(error).__name__}: {error}"
-    difference = (with_cache.state.float() - without.state.float()).abs().max()
-    exact = with_cache.state.dtype == torch.float32 and not torch.is_autocast_enabled(device.type)
+    difference = (with_cache.float() - without.float()).abs().max()
+    exact = with_cache.dtype == torch.float32 and not torch.is_autocast_enabled(device.type)
     tolerance = _TOLERANCE if exact else _HALF_TOLERANCE
-    agree = bool(difference <= tolerance * without.state.float().abs().max())
+    agree = bool(difference <= tolerance * without.float().abs().max())
     return None if agree else f"with its cache the states differ by {float(difference):.2g}"
+
+
+def _steps(decoder: Decoder | FullPassDecoder, ids: Tensor) -> Tensor:
+    """Return the states after two tokens, between which a row leaves the batch."""
+    kept = torch.tensor([0, 2], device=ids.device)
+    decoder.advance(ids[:, 0])
+    decoder.keep(kept)
+    decoder.advance(ids[kept, 1])
+    return decoder.state

@@ -24,7 +24,8 @@ from lightning_minillm.functional.sampling import (
 from lightning_minillm.models.split import SplitCausalLM, eval_mode
 from lightning_minillm.rollout.batching import select_prompts
 from lightning_minillm.rollout.cache import rows_to_keep
-from lightning_minillm.rollout.decoder import Decoder, FullPassDecoder, make_decoder
+from lightning_minillm.rollout.decoder import Decoder, make_decoder
+from lightning_minillm.rollout.full_pass import FullPassDecoder
 from lightning_minillm.rollout.sampling import SamplingConfig
 from lightning_minillm.types import PromptBatch, RolloutBatch
 

@@ -1,7 +1,9 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lightning_minillm.functional.grouping import left_aligned, length_groups
+from lightning_minillm.functional.grouping import equal_groups, left_aligned, length_groups
 
 
 def test_left_aligned_puts_tokens_first_in_their_order():
@@ -32,3 +34,11 @@ def test_rows_of_one_length_or_too_few_tokens_stay_together():
 def test_a_group_has_no_more_than_max_tokens():
     assert length_groups([8] * 5, 8, max_tokens=16) == [slice(0, 2), slice(2, 4), slice(4, 5)]
     assert length_groups([100, 8], 1, max_tokens=16) == [slice(0, 1), slice(1, 2)]
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=20))
+def test_groups_of_one_length_cover_all_rows(lengths):
+    lengths.sort(reverse=True)
+    groups = equal_groups(lengths)
+    assert [row for group in groups for row in range(len(lengths))[group]] == list(range(len(lengths)))
+    assert [len(set(lengths[group])) for group in groups] == [1] * len(set(lengths))

@@ -3,7 +3,7 @@ import weakref
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, cache_utils
 
 from lightning_minillm.functional.grouping import length_groups
 from lightning_minillm.models import SplitCausalLM
@@ -63,11 +63,44 @@ def test_prompts_of_one_length_need_no_mask(family, make_model, make_prompts):
             torch.testing.assert_close(state, padded[row], rtol=1e-4, atol=1e-4)
 
 
-def test_layers_of_another_kind_get_the_models_own_cache(make_model):
-    model = make_model(
-        "mamba", seed=1, hidden_size=16, state_size=4, num_hidden_layers=2, intermediate_size=32, expand=2
-    )
-    assert not isinstance(make_cache(model.config, 2, 3, 4), InPlaceCache)
+SIZES = {
+    "num_hidden_layers": 2,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.3,
+}
+STATES = {
+    "mamba": {"hidden_size": 16, "state_size": 4, "num_hidden_layers": 2, "expand": 2},
+    "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_n_groups": 1},
+}
+
+
+@pytest.mark.skipif(not hasattr(cache_utils, "LinearAttentionLayer"), reason="transformers 4 has caches of their own")
+@pytest.mark.parametrize("architecture", STATES)
+def test_states_of_ragged_prompts_are_those_of_each_prompt_alone(architecture, make_model, make_prompts):
+    """Prompts are read by length and their states joined; then rows leave the batch."""
+    model = make_model(architecture, seed=1, **{**SIZES, **STATES[architecture]})
+    prompts = make_prompts(LENGTHS)
+    with torch.no_grad():
+        decoder, given = states(model, prompts, {0: [0], 3: [1, 6], 4: [0, 1, 2]})
+        assert isinstance(decoder._cache, InPlaceCache)
+        assert decoder._cache.has_states
+        for row, length in enumerate(LENGTHS):
+            ids = prompts.input_ids[row, None, -length:]
+            tokens = torch.cat([ids, (row + torch.arange(11))[None] % 36 + 1], dim=1)
+            alone = SplitCausalLM(model).hidden(tokens, None)[0][0, length - 1 :]
+            for step, seen in enumerate(given):
+                if row in seen:
+                    torch.testing.assert_close(seen[row], alone[step], rtol=1e-4, atol=1e-4)
+
+
+def test_layers_of_an_unknown_kind_get_the_models_own_cache(make_model, monkeypatch):
+    monkeypatch.setattr(cache_file, "_STATEFUL", ())
+    config = make_model("lfm2", **{**SIZES, **STATES["lfm2"]}).config
+    assert not isinstance(make_cache(config, 2, 3, 4), InPlaceCache)
 
 
 def test_nothing_is_copied_while_a_block_has_room(make_model, make_prompts):
