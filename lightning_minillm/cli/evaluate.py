@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from lightning_minillm.tokens import check_tokenizers
 KEYS = schema.KEYS["evaluate"].split()
 RECORDS_FOLDER = "records"
 TEXTS_FOLDER = "responses"
+
+_NAME = re.compile(r"""[^\s./\\:*?"<>|][^/\\:*?"<>|\x00-\x1f]*""")
 
 Texts = dict[str, dict[str, Path]]
 """By the name of a file such as ``seed_10``, then by model."""
@@ -95,16 +98,38 @@ def without_tokenizer(cfg: DictConfig | Mapping[str, Any]) -> DictConfig | Mappi
 def _check(config: Config) -> None:
     if not any((config.get("evaluation") or {}).values()):  # evaluation=[] leaves no such key
         raise ValueError("there is nothing to measure: name evaluations, e.g. evaluation=[responses]")
+    if config["data_sets"]:
+        _check_names("data_sets", config["data_sets"], "a file, a folder or a hub name")
 
 
 def _paths(config: Config) -> dict[str, str]:
     """Return the models' paths by name."""
     if bool(config["model"]) == bool(config["models"]):
         raise ValueError("give either model=FOLDER_OR_HUB_NAME or 'models={name: FOLDER, ...}'")
-    for name in config["models"] or ():
-        if Path(name).name != name:
-            raise ValueError(f"models names {name!r}, which becomes part of file names: leave out '/'")
-    return dict(config["models"] or {"model": config["model"]})
+    paths = config["models"] or {"model": config["model"]}
+    _check_names("models" if config["models"] else "model", paths, "a folder, a hub name or a checkpoint")
+    return {str(name): path for name, path in paths.items()}
+
+
+def _check_names(key: str, paths: Any, kind: str) -> None:
+    """Check that paths have names, and that the names can be parts of file names on every system.
+
+    Raises:
+        ValueError: they are not a mapping, a path is not text, or a name is not usable or not unique.
+    """
+    if not isinstance(paths, Mapping):
+        raise ValueError(f"{key} must name {kind} each, e.g. '{key}={{a: FOLDER, b: FOLDER}}', got {paths!r}")
+    known: dict[str, str] = {}
+    for name, path in paths.items():
+        if not isinstance(path, str) or not path.strip():
+            raise ValueError(f"{key if key == name else f'{key}: {name}'} must be {kind}, got {path!r}")
+        if not _NAME.fullmatch(str(name)):
+            raise ValueError(
+                f"{key} has the name {str(name)!r}, which becomes part of file names: use letters, digits, '-' and '_'"
+            )
+        other = known.setdefault(str(name).casefold(), str(name))
+        if other != str(name):
+            raise ValueError(f"{key} has the names {other} and {name}, which are the same file name on some systems")
 
 
 def _teacher(config: Config, models: list[NamedModel]) -> ModelFactory | None:

@@ -42,7 +42,8 @@ PAIRWISE_PROMPT = (
 _NUMBER = r"(?<![\d.\-])(\d+(?:\.\d+)?)(?![\d/%\-]|\.\d)"  # not part of a range, a fraction or a percentage
 _SCALE = re.compile(r"\s*(?:/|out of)\s*10(?![\d.])", re.IGNORECASE)
 _LABELLED = {
-    name: re.compile(rf"\b{name}\b[^\w:=]{{0,4}}[:=][^\w\n\-]{{0,4}}{_NUMBER}", re.IGNORECASE) for name in ("A", "B")
+    name: re.compile(rf"(?a:\b{name}\b)[^\w:=]{{0,4}}[:=][^\w\n\-]{{0,4}}{_NUMBER}", re.IGNORECASE)
+    for name in ("A", "B")
 }
 _PAIR = re.compile(rf"[\W_]*?{_NUMBER}[^\w\-]+{_NUMBER}\W*")  # a line of two numbers and no words
 _BRACKETS = re.compile(r"\[\[\s*(A|B|C|tie)\s*\]\]", re.IGNORECASE)
@@ -53,6 +54,7 @@ _STATED = re.compile(  # and nothing after it in its sentence
 _ALONE = re.compile(r"\W*(?:response\s+)?(A|B|tie)\W*", re.IGNORECASE)
 _VERDICTS: dict[str, Verdict] = {"A": "A", "B": "B"}  # everything else is a tie
 _THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)
+_WIDE = str.maketrans("：＝，．（）［］【】／", ":=,.()[][]/")  # punctuation of Chinese and Japanese text
 
 
 def ask_for_scores(prompt: str, first: str, second: str) -> str:
@@ -75,7 +77,7 @@ def read_scores(answer: str) -> tuple[float, float] | None:
         >>> read_scores("A: 8, B: 6.5\\nA is more detailed."), read_scores("8 7"), read_scores("Both are fine.")
         ((8.0, 6.5), (8.0, 7.0), None)
     """
-    text = _SCALE.sub("", _THOUGHTS.sub("", answer))
+    text = _SCALE.sub("", _THOUGHTS.sub("", answer).translate(_WIDE))
     labelled = {name: pattern.search(text) for name, pattern in _LABELLED.items()}
     if labelled["A"] and labelled["B"]:
         found = [labelled["A"][1], labelled["B"][1]]
@@ -96,7 +98,7 @@ def read_verdict(answer: str) -> Verdict | None:
         >>> read_verdict("[[B]]\\nIt is shorter."), read_verdict("Tie."), read_verdict("Hard to say.")
         ('B', 'tie', None)
     """
-    text = _THOUGHTS.sub("", answer).strip()
+    text = _THOUGHTS.sub("", answer).translate(_WIDE).strip()
     first_line = _ALONE.fullmatch(text.split("\n", 1)[0])
     for found in (_BRACKETS.findall(text), [first_line[1]] if first_line else [], _STATED.findall(text)):
         if found:

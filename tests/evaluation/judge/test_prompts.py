@@ -17,6 +17,9 @@ from lightning_minillm.evaluation.judge.prompts import ask_for_scores, ask_for_v
         ("[8, 7]", (8, 7)),
         ("<think>A: 1, B: 1 at first</think>\nA: 8, B: 7", (8, 7)),
         ("a: 4; b: 5", (4, 5)),
+        ("A：8分，B：7分\n回答A更详细。", (8, 7)),
+        ("回答A：８．５，回答B：6", (8.5, 6)),
+        ("（8，7）", (8, 7)),
     ],
 )
 def test_scores_in_any_spelling(answer, scores):
@@ -41,6 +44,7 @@ def test_no_scores_are_made_up(answer):
         ("[[A]]", "A"),
         ("[[B]]\nA is wrong.", "B"),
         ("[[tie]]", "tie"),
+        ("【【B】】\n回答B更好。", "B"),
         ("[[C]]", "tie"),
         ("I compared them.\nMy verdict: [[ b ]]", "B"),
         ("A", "A"),
