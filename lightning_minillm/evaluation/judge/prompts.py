@@ -54,7 +54,7 @@ _STATED = re.compile(  # and nothing after it in its sentence
 _ALONE = re.compile(r"\W*(?:response\s+)?(A|B|tie)\W*", re.IGNORECASE)
 _VERDICTS: dict[str, Verdict] = {"A": "A", "B": "B"}  # everything else is a tie
 _THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)
-_WIDE = str.maketrans("：＝，．（）［］【】／", ":=,.()[][]/")  # punctuation of Chinese and Japanese text
+_WIDE = {sign + 0xFEE0: sign for sign in range(0x21, 0x7F)} | str.maketrans("【】", "[]")  # as in Chinese text
 
 
 def ask_for_scores(prompt: str, first: str, second: str) -> str:
