@@ -9,14 +9,20 @@ from pathlib import Path
 from lightning_minillm.cli.console import quiet_libraries
 from lightning_minillm.cli.errors import short_errors
 
+_DTYPES = ("float32", "bfloat16", "float16")
 
-def export(checkpoint: str | Path, output: str | Path, *, run_dir: str | Path | None = None) -> dict[str, int]:
+
+def export(
+    checkpoint: str | Path, output: str | Path, *, run_dir: str | Path | None = None, dtype: str | None = None
+) -> dict[str, int]:
     """Write the student of a checkpoint as a Hugging Face folder; adapters are merged.
 
     Args:
         checkpoint: ``last.ckpt`` or ``best.ckpt`` in a run's folder: a file, or a folder to which several ranks wrote.
         output: the folder to write.
         run_dir: the folder with the run's ``config.yaml``; by default two folders above the checkpoint.
+        dtype: of the weights: ``float32``, ``bfloat16`` or ``float16``; by default that of the model that the run
+            began with.
 
     Returns:
         ``optimizer_steps`` and ``parameters``.
@@ -27,10 +33,11 @@ def export(checkpoint: str | Path, output: str | Path, *, run_dir: str | Path | 
     from lightning_minillm.cli.models import CheckpointOfRun
     from lightning_minillm.models.export import save_pretrained
 
-    run = CheckpointOfRun(Path(checkpoint), run_dir)
+    checkpoint, output = Path(checkpoint).expanduser(), Path(output).expanduser()
+    run = CheckpointOfRun(checkpoint, run_dir)
     metadata = run.metadata()
     student = run.student()
-    save_pretrained(student, str(output), run.models.tokenizer)
+    save_pretrained(student, output, run.models.tokenizer, dtype=dtype)
     metrics = {
         "optimizer_steps": int(metadata["global_step"]),
         "parameters": sum(parameter.numel() for parameter in student.parameters()),
@@ -48,6 +55,7 @@ def make_parser() -> ArgumentParser:
     add("checkpoint", help="last.ckpt or best.ckpt in a run's folder: a file, or a folder to which several ranks wrote")
     add("output", help="the folder to write")
     add("--run-dir", metavar="FOLDER", help="folder with the run's config.yaml (default: two above the checkpoint)")
+    add("--dtype", choices=_DTYPES, help="dtype of the weights (default: that of the model that the run began with)")
     return parser
 
 

@@ -84,7 +84,7 @@ class CheckpointOfRun:
             raise ValueError(
                 f"there is no checkpoint {str(checkpoint)!r}: give a run's checkpoints/last.ckpt or best.ckpt"
             )
-        folder = Path(run_dir) if run_dir else checkpoint.absolute().parent.parent
+        folder = Path(run_dir).expanduser() if run_dir else checkpoint.absolute().parent.parent
         config = runs.read_config(folder)
         if config is None:
             raise ValueError(f"{str(folder)!r} has no {runs.CONFIG_FILE} of a run: give its folder with run_dir=FOLDER")

@@ -15,8 +15,8 @@ from typing import Any
 
 KEYS = {
     "train": "advantages batch_size cache_dir callbacks checkpoint_every ckpt_path data eval_batch_size eval_every"
-    " eval_first logger loss max_length max_prompt_length max_steps micro_batch_size module monitor monitor_mode name"
-    " optimizer output_dir resume rollout scheduler seed student teacher trainer validation",
+    " eval_first export logger loss max_length max_prompt_length max_steps micro_batch_size module monitor monitor_mode"
+    " name optimizer output_dir resume rollout scheduler seed student teacher trainer validation",
     "evaluate": "cache_dir callbacks data data_sets dtype eval_batch_size evaluation logger max_length"
     " max_prompt_length model models name output_dir sampling seed seeds split teacher trainer trust_remote_code",
     "generate": "batch_size cache_dir callbacks data dtype generation keep_unfinished max_length max_prompt_length"
@@ -130,7 +130,7 @@ _TABLE: tuple[tuple[Kind, str], ...] = (
     (one_of("hidden", "none"), "teacher_use.cache"),
     (one_of("decreasing", "constant", "increasing"), "fresh"),
     (one_of("float32", "bfloat16", "float16"), "dtype"),
-    (one_of("float32", "bfloat16", "float16") | NULL, "param_dtype"),
+    (one_of("float32", "bfloat16", "float16") | NULL, "param_dtype export.dtype"),
     (one_of("8bit", "4bit") | NULL, "quantization"),
     (one_of("score", "pairwise"), "judge.mode"),
     (one_of("document", "sentence"), "scifact.unit"),

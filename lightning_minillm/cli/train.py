@@ -156,7 +156,7 @@ def _finish(config: Config, trainer: Trainer, module: CausalLMModule, callbacks:
                 f"{config['name']}: {best.monitor} was 0 at every validation; the exported weights are those with the"
                 f" lowest {best.fallback}, {best.fallback_score:.4g}"
             )
-    module.export(str(student))
+    module.export(str(student), dtype=config["export"]["dtype"])
     write_model_card(student, config, metrics)
     trainer.strategy.barrier()
     return metrics

@@ -21,10 +21,11 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
+from transformers.utils import GENERATION_CONFIG_NAME, logging
 
 from lightning_minillm.models.folders import (
     ADAPTER_WEIGHTS,
@@ -73,6 +74,8 @@ def check_model(
         raise ValueError(_no_config(Path(name)))
     config = _read_config(name, trust_remote_code, revision)
     _check_kind(name, config, trust_remote_code)
+    if local:
+        _check_generation_config(Path(name))
     if local and weights:
         shapes = weight_shapes(name)
         if getattr(config, "quantization_config", None) is None:
@@ -182,6 +185,17 @@ def _read_config(name: str, trust_remote_code: bool, revision: str | None) -> Pr
             f"no model configuration can be read from {name!r} ({reason}): give a folder or a hub name"
         ) from error
     return config
+
+
+def _check_generation_config(folder: Path) -> None:
+    if (folder / GENERATION_CONFIG_NAME).is_file():
+        try:
+            GenerationConfig.from_pretrained(folder)
+        except (OSError, ValueError, TypeError) as error:
+            reason = str(error).splitlines()[0][:200]
+            raise ValueError(
+                f"{str(folder / GENERATION_CONFIG_NAME)!r} is not valid ({reason}): correct or delete it"
+            ) from error
 
 
 def _own_code(name: str) -> str:

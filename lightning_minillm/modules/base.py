@@ -300,6 +300,11 @@ class CausalLMModule(LightningModule):
             states = (self.state_dict(), checkpoint["state_dict"])
             check_architecture(*({name: tuple(value.shape) for name, value in state.items()} for state in states))
 
-    def export(self, folder: str) -> None:
-        """Write the student and the tokenizer as a Hugging Face folder; all ranks of a sharded student take part."""
-        save_pretrained(self.pair.student, folder, self.tokenizer)
+    def export(self, folder: str, dtype: str | None = None) -> None:
+        """Write the student and the tokenizer as a Hugging Face folder; all ranks of a sharded student take part.
+
+        Args:
+            folder: created if it does not exist.
+            dtype: of the weights; ``None`` for the dtype of the folder that the student was loaded from.
+        """
+        save_pretrained(self.pair.student, folder, self.tokenizer, dtype=dtype)

@@ -1,6 +1,9 @@
+import json
+
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from lightning_minillm.cli import export as export_command
@@ -40,6 +43,15 @@ def test_the_folder_holds_the_checkpoints_weights(run_folder, make_model):
     assert exported.keys() == trained.keys()
     assert all(torch.equal(exported[name], trained[name]) for name in trained)
     assert metrics["optimizer_steps"] == 7
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [(None, "bfloat16"), ("float32", "float32"), ("float16", "float16")])
+def test_weights_get_the_dtype_of_the_base_or_the_given_one(run_folder, make_model, dtype, expected):
+    make_model("llama", seed=1).to(torch.bfloat16).save_pretrained(run_folder / "model")
+    export(**given(run_folder, dtype=dtype))
+    assert json.loads((run_folder / "out" / "config.json").read_text())["dtype"] == expected
+    weights = load_file(run_folder / "out" / "model.safetensors")
+    assert {str(value.dtype) for value in weights.values()} == {f"torch.{expected}"}
 
 
 def test_what_cannot_be_exported_says_why(run_folder, tmp_path_factory):

@@ -61,6 +61,11 @@ def test_run_leaves_everything_behind(train_overrides, tmp_path):
     assert AutoTokenizer.from_pretrained(run / "student").eos_token_id == 0
 
 
+def test_the_exported_dtype_can_be_chosen(train_overrides, tmp_path):
+    train(compose_config("train", ["experiment=sft", *train_overrides, "max_steps=1", "export.dtype=bfloat16"]))
+    assert json.loads((tmp_path / "run" / "student" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
 def test_best_weights_are_exported(train_overrides, tmp_path, monkeypatch):
     # The loss is forced to rise after the first validation, so the best weights are the first's.
     from lightning_minillm.modules import SFTModule
