@@ -33,8 +33,8 @@ def generate(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[
         cfg: as composed from ``conf/generate.yaml``.
 
     Returns:
-        Metrics (``responses``, ``unfinished``, ``empty``, ``dropped_prompts``, ``mean_length``) and objects
-        (``config``, ``output``).
+        Metrics (``responses``, ``unfinished``, ``empty``, ``dropped_prompts``, ``mean_length``, and, if there
+        are any, ``with_special_tokens``) and objects (``config``, ``output``).
 
     Raises:
         ValueError: the configuration is wrong, or the folder has responses made with different settings or weights.
@@ -60,6 +60,11 @@ def generate(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     rank_zero_only(_write)(output, partial, evaluation)
     rank_zero_only(write_json)(Path(config["output_dir"]) / runs.METRICS_FILE, metrics)
     rank_zero_info(f"{config['name']}: wrote {metrics['responses']} responses to {output}")
+    if not config["keep_special_tokens"] and metrics.get("with_special_tokens"):
+        rank_zero_warn(
+            f"{metrics['with_special_tokens']} of {evaluation.num_responses} responses contain special tokens, which"
+            " are left out of their text: keep_special_tokens=true keeps them"
+        )
     if left_out:
         limit = evaluation.prompts.sampling.max_new_tokens
         rank_zero_warn(

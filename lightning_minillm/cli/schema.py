@@ -19,8 +19,8 @@ KEYS = {
     " name optimizer output_dir resume rollout scheduler seed student teacher trainer validation",
     "evaluate": "cache_dir callbacks data data_sets dtype eval_batch_size evaluation logger max_length"
     " max_prompt_length model models name output_dir sampling seed seeds split teacher trainer trust_remote_code",
-    "generate": "batch_size cache_dir callbacks data dtype generation keep_unfinished max_length max_prompt_length"
-    " model name num_samples output output_dir sampling seed split trainer trust_remote_code",
+    "generate": "batch_size cache_dir callbacks data dtype generation keep_special_tokens keep_unfinished max_length"
+    " max_prompt_length model name num_samples output output_dir sampling seed split trainer trust_remote_code",
     "recipe": "cache_dir data output_dir recipe redo seed shared_dir teacher_seed until workers",
 }
 """The top-level keys of each command."""
@@ -117,8 +117,8 @@ _TABLE: tuple[tuple[Kind, str], ...] = (
     (COUNT | one_of("auto"), "chunk_size .workers"),
     (
         FLAG,
-        "eval_first trust_remote_code keep_unfinished single_step weight_single_step length_normalize swap_order"
-        " recompute_logprobs gradient_checkpointing activation_offload offload cpu_offload gather_for_rollouts"
+        "eval_first trust_remote_code keep_unfinished keep_special_tokens single_step weight_single_step"
+        " length_normalize swap_order recompute_logprobs gradient_checkpointing activation_offload offload cpu_offload gather_for_rollouts"
         " save_distributed_checkpoint save_weights_only enable_version_counter offline",
     ),
     (one_of("auto", "never"), ".resume"),

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from transformers import PreTrainedTokenizerBase
+
 from lightning_minillm.evaluation.base import Evaluation, Findings, Measure, Record
 from lightning_minillm.evaluation.prompt_sets import PromptItems, PromptSets
 from lightning_minillm.models import ModelPair
 from lightning_minillm.rollout import are_finished, decode_responses, sampler_for
+
+MARKED = "output_with_special_tokens"
+"""In records, the text with its special tokens, if it has any; either text can be written without sampling again."""
 
 
 class GenerationEvaluation(PromptItems, Evaluation):
@@ -21,6 +26,8 @@ class GenerationEvaluation(PromptItems, Evaluation):
         prompts: the data set, with one seed.
         num_samples: responses per prompt; at least 1.
         keep_unfinished: also keep responses that reach ``max_new_tokens`` or are empty.
+        keep_special_tokens: write special tokens, such as marks of thoughts, tool calls or infilling, in the text, all
+            but the one that ends the response; a tokenizer reads them as special tokens again.
 
     Raises:
         ValueError: ``num_samples`` is below 1, or there are several seeds or data sets.
@@ -31,9 +38,17 @@ class GenerationEvaluation(PromptItems, Evaluation):
         "responses": Measure("responses", 0),
         "unfinished": Measure("unfinished responses", 0),
         "mean_length": Measure("response tokens", 1),
+        "with_special_tokens": Measure("responses with special tokens", 0),
     }
 
-    def __init__(self, prompts: PromptSets, *, num_samples: int = 1, keep_unfinished: bool = False) -> None:
+    def __init__(
+        self,
+        prompts: PromptSets,
+        *,
+        num_samples: int = 1,
+        keep_unfinished: bool = False,
+        keep_special_tokens: bool = False,
+    ) -> None:
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
         if len(prompts.seeds) > 1 or len(prompts.names) > 1:
@@ -44,6 +59,7 @@ class GenerationEvaluation(PromptItems, Evaluation):
         super().__init__(prompts)
         self.num_samples = num_samples
         self.keep_unfinished = keep_unfinished
+        self.keep_special_tokens = keep_special_tokens
 
     @property
     def num_responses(self) -> int:
@@ -71,20 +87,26 @@ class GenerationEvaluation(PromptItems, Evaluation):
         sampler = sampler_for(pair, self.prompts.sampling)
         rollouts = sampler.sample(data.prompt_batch(rows).to(pair.device), seed=seed, phase=sample)
         lengths, finished = rollouts.lengths.tolist(), are_finished(pair, self.prompts.sampling, rollouts)
+        texts = decode_responses(pair.tokenizer, rollouts)
+        marked = [
+            _with_special_tokens(pair.tokenizer, ids[: length - ended].tolist())
+            for ids, length, ended in zip(rollouts.response_ids, lengths, finished, strict=True)
+        ]
         return [
             {
                 "item": items[place],
                 "instruction": data.records[row].instruction,
                 "input": data.records[row].input,
-                "output": text,
+                "output": texts[place],
                 "task": data.records[row].task,
                 "exact": data.records[row].exact,
                 "row": row,
                 "sample": sample,
                 "tokens": lengths[place],
                 "finished": finished[place],
+                **({} if marked[place] is None else {MARKED: marked[place]}),
             }
-            for place, (row, text) in enumerate(zip(rows, decode_responses(pair.tokenizer, rollouts), strict=True))
+            for place, row in enumerate(rows)
         ]
 
     def findings(self, records: Sequence[Record]) -> Findings:
@@ -94,6 +116,7 @@ class GenerationEvaluation(PromptItems, Evaluation):
             ValueError: no response is kept.
         """
         kept = self._kept(records)
+        with_special_tokens = sum(MARKED in record for record in records)
         if not kept:
             unfinished = sum(not record["finished"] for record in records)
             raise ValueError(
@@ -106,13 +129,24 @@ class GenerationEvaluation(PromptItems, Evaluation):
                 "responses": [len(kept)],
                 "unfinished": [sum(not record["finished"] for record in records)],
                 "mean_length": [sum(record["tokens"] for record in kept) / len(kept)],
+                **({"with_special_tokens": [with_special_tokens]} if with_special_tokens else {}),
             }
         )
 
     def texts(self, records: Sequence[Record]) -> dict[str, list[Record]]:
         """Return the responses that are kept, sample by sample in the order of the prompts."""
-        rows = [{key: value for key, value in record.items() if key != "item"} for record in self._kept(records)]
+        hidden = ("item", MARKED)
+        rows = [{key: value for key, value in record.items() if key not in hidden} for record in self._kept(records)]
         return {"responses": rows}
 
     def _kept(self, records: Sequence[Record]) -> list[Record]:
+        if self.keep_special_tokens:
+            records = [{**record, "output": record.get(MARKED, record["output"])} for record in records]
         return [record for record in records if self.keep_unfinished or (record["finished"] and record["output"])]
+
+
+def _with_special_tokens(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str | None:
+    """Return the text of a response without its end, special tokens included; ``None`` if it has none of them."""
+    if set(ids).isdisjoint(tokenizer.all_special_ids):
+        return None
+    return str(tokenizer.decode(ids, skip_special_tokens=False)).strip()

@@ -180,3 +180,19 @@ def test_any_line_separator_may_be_in_a_response(overrides, folders, tmp_path, m
     metrics, objects = generate(compose_config("generate", overrides))
     assert "\u2028" in objects["output"].read_text(encoding="utf-8")
     assert len(load_instructions(objects["output"])) == metrics["responses"] == 40
+
+
+def test_special_tokens_are_kept_by_an_option(overrides, folders, tmp_path, make_tokenizer):
+    shutil.copytree(folders / "teacher", tmp_path / "model")
+    tokenizer = make_tokenizer(words=36)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>"]})
+    tokenizer.save_pretrained(tmp_path / "model")
+    overrides = [*overrides, f"model={tmp_path}/model", "sampling.max_new_tokens=16"]
+    with pytest.warns(UserWarning, match=r"\d+ of 40 responses contain special tokens.*keep_special_tokens=true"):
+        metrics, objects = generate(compose_config("generate", overrides))
+    assert "<think>" not in objects["output"].read_text()
+    _, objects = generate(
+        compose_config("generate", [*overrides, "keep_special_tokens=true", f"output={tmp_path}/kept.jsonl"])
+    )
+    kept = [record.responses[0] for record in load_instructions(objects["output"])]
+    assert sum("<think>" in text for text in kept) == metrics["with_special_tokens"] > 0

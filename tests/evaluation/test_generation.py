@@ -2,6 +2,8 @@ import pytest
 
 from lightning_minillm.data import PlainTemplate
 from lightning_minillm.evaluation import GenerationEvaluation, PromptSets
+from lightning_minillm.evaluation.generation import MARKED
+from lightning_minillm.models import ModelPair
 from lightning_minillm.rollout import SamplingConfig, decode_responses, sampler_for
 
 
@@ -61,3 +63,37 @@ def test_mistakes_are_named(make, words):
         make(seeds=(1, 2))
     with pytest.raises(ValueError, match="data sets a, b"):
         make(sources={"a": words(2), "b": words(2)})
+
+
+def test_special_tokens_are_counted_and_written_on_request(make, make_tokenizer, make_model, run_all):
+    """Either text comes from the same records; the tokens that end a response are in none."""
+    tokenizer = make_tokenizer(words=36)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>"]})
+    assert tokenizer.convert_tokens_to_ids("<think>") == 36
+    pair = ModelPair(make_model("gpt2", seed=1), tokenizer, None)
+    plain, marked = (
+        make(num_samples=20, keep_unfinished=True),
+        make(num_samples=20, keep_unfinished=True, keep_special_tokens=True),
+    )
+    records = run_all(plain, pair)
+    assert plain.identity() == marked.identity()
+    count = sum(MARKED in record for record in records)
+    assert 0 < count < len(records)
+    assert plain.findings(records).values["with_special_tokens"] == [count]
+    for row, other, record in zip(
+        *(each.texts(records)["responses"] for each in (plain, marked)), records, strict=True
+    ):
+        assert ("<think>" in other["output"]) == (MARKED in record)
+        assert "<think>" not in row["output"]
+        assert "<eos>" not in other["output"]
+        assert other["output"].replace("<think>", " ").split() == row["output"].split()
+        ids = tokenizer(other["output"], add_special_tokens=False).input_ids
+        assert len(ids) == other["tokens"] - other["finished"]  # and so training sees the same tokens
+        assert row.keys() == other.keys() == record.keys() - {"item", MARKED}
+
+
+def test_a_response_of_special_tokens_alone_is_not_empty_when_they_are_kept(make):
+    rows = [{"item": 0, "output": "", MARKED: "<think>", "tokens": 2, "finished": True}]
+    assert make(keep_special_tokens=True).findings(rows).values["responses"] == [1]
+    with pytest.raises(ValueError, match="none of the 1 responses"):
+        make().findings(rows)
