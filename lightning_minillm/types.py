@@ -220,6 +220,14 @@ class TrainingData(Protocol):
 
 
 @runtime_checkable
+class MeasuredData(Protocol):
+    """A data module that knows the lengths of its rows."""
+
+    def longest_rows(self) -> Mapping[str, tuple[int, int]]:
+        """Return the tokens of the longest prompt, and of the longest pair, of ``"train"`` and other splits."""
+
+
+@runtime_checkable
 class TrainLoaderBuilder(Protocol):
     """A module that makes its own training batches, such as rollouts of its student."""
 

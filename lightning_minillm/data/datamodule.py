@@ -157,6 +157,13 @@ class DistillationDataModule(LightningDataModule):
         max_length = self.lengths.lm_max_length or self.lengths.max_length
         return PackedCorpus(self._lm_corpus_source, self.tokenizer, max_length=max_length, cache_dir=self.cache_dir)
 
+    def longest_rows(self) -> dict[str, tuple[int, int]]:
+        """Return the tokens of the longest prompt, and of the longest pair, of every split that was read."""
+        return {
+            split: (int((data.lengths - data.target_counts).max()), int(data.lengths.max()))
+            for split, data in self._encoded.items()
+        }
+
     def prepare_data(self) -> None:
         """Read and tokenise on one process, so that errors show early and the other processes find the cache."""
         for split, source in self.sources.items():

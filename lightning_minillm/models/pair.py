@@ -19,6 +19,7 @@ from lightning_minillm.distributed.placement import ModelPlacement, OneCopy
 from lightning_minillm.distributed.sharding import is_sharded
 from lightning_minillm.functional.logprobs import TokenStates
 from lightning_minillm.models.activations import fuse_activations
+from lightning_minillm.models.checks import check_positions
 from lightning_minillm.models.loading import is_quantized, shared_vocabulary, stays_on_its_device
 from lightning_minillm.models.split import SplitCausalLM
 from lightning_minillm.tokens import TokenDifferences, check_tokenizers, end_ids
@@ -158,6 +159,16 @@ class ModelPair:
                 f" {self.vocabulary} that both have (the rest pads the embedding)",
                 stacklevel=3,
             )
+
+    def check_positions(self, length: int) -> None:
+        """Check that both models have a position for every place of a sequence of that many tokens.
+
+        Raises:
+            ValueError: a table of positions is too short.
+        """
+        for name, model in (("the student", self.student), ("the teacher", self.teacher)):
+            if model is not None:
+                check_positions(model.name_or_path or name, model.config, length)
 
     @property
     def device(self) -> torch.device:

@@ -23,6 +23,7 @@ from lightning_minillm.distributed.sharding import is_sharded
 from lightning_minillm.functional.grouping import left_aligned, length_groups
 from lightning_minillm.functional.logprobs import TokenStates, select_targets
 from lightning_minillm.functional.masking import position_ids
+from lightning_minillm.models.checks import check_positions
 
 _CACHE_NAMES = ("past_key_values", "cache_params")  # the second is Mamba's
 _FEWEST_TOKENS = {"cpu": 512}  # per pass; fewer take hardly less time
@@ -241,6 +242,7 @@ class SplitCausalLM:
 
     def _selected(self, input_ids: Tensor, target_mask: Tensor) -> Tensor:
         """Run the body over rows that are padded on the right, where no token that counts can see padding."""
+        check_positions(self.model.name_or_path or type(self.model).__name__, self._config, input_ids.shape[1])
         hidden, _ = self._training_hidden(input_ids, None)
         return select_targets(hidden, input_ids, target_mask)[0]
 

@@ -22,8 +22,9 @@ from lightning_minillm.losses import TokenLoss
 from lightning_minillm.models import ModelFactory, ModelPair, disable_dropout
 from lightning_minillm.models.export import save_pretrained
 from lightning_minillm.modules.options import TrainingOptions, ValidationOptions
-from lightning_minillm.rollout import decode_responses, sampler_for
-from lightning_minillm.types import DeviceMovable, EvaluationBatch, LossOutput, TokenBatch, TrainingData
+from lightning_minillm.modules.precision import warn_of_lost_updates
+from lightning_minillm.rollout import SamplingConfig, check_lengths, decode_responses, sampler_for
+from lightning_minillm.types import DeviceMovable, EvaluationBatch, LossOutput, MeasuredData, TokenBatch, TrainingData
 
 MEASURED = ("loss", "rougeL", "exact_match", "response_length", "reverse_kl")
 
@@ -126,14 +127,21 @@ class CausalLMModule(LightningModule):
 
         Models come in eval mode, and Lightning leaves modes as they are: without this, dropout would be off.
         """
-        self.pair.place_teacher(self.device)
+        self.on_validation_start()
         self.pair.student.train()
 
     def on_validation_start(self) -> None:
-        """Move the teacher to this rank's device."""
+        """Check the lengths of the data, and move the teacher to this rank's device."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
+        if isinstance(data, MeasuredData):
+            check_lengths(self.pair, data.longest_rows(), self.samplings())
         self.pair.place_teacher(self.device)
 
     on_test_start = on_validation_start
+
+    def samplings(self) -> dict[str, SamplingConfig]:
+        """Return how responses to prompts are sampled, by the splits for which they are."""
+        return dict.fromkeys(("validation", "test"), self.validation_options.sampling)
 
     # --- training ---------------------------------------------------------------------------------------------------
 
@@ -170,6 +178,8 @@ class CausalLMModule(LightningModule):
                 f"{type(self).__name__} has no optimizer to train with: pass training=TrainingOptions(optimizer=...)"
             )
         optimizer = options.optimizer(p for p in self.pair.student.parameters() if p.requires_grad)
+        if self.placement.data_rank == 0:
+            warn_of_lost_updates(optimizer)
         if options.scheduler is None:
             return optimizer
         takes_steps = "num_training_steps" in inspect.signature(options.scheduler).parameters

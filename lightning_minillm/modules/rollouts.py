@@ -40,6 +40,7 @@ from lightning_minillm.rollout import (
     PhaseShare,
     RolloutBuffer,
     RolloutOptions,
+    SamplingConfig,
     TeacherOptions,
     TextCollector,
 )
@@ -106,6 +107,10 @@ class RolloutModule(CausalLMModule):
         is_run = content is not None and self.loss.reads_teacher and content[0].teacher_hidden is None
         if self.teacher_offload and not is_run:
             self.pair.rest_teacher(self.device)
+
+    def samplings(self) -> dict[str, SamplingConfig]:
+        """Return how responses to the prompts of each split are sampled."""
+        return {"train": self.rollouts.sampling, **super().samplings()}
 
     def on_validation_end(self) -> None:
         """Move an offloaded teacher back to the CPU."""

@@ -16,7 +16,7 @@ from lightning_minillm.rollout.sources import (
     TextRequest,
     TextSource,
 )
-from lightning_minillm.rollout.writing import are_finished, decode_responses, sampler_for
+from lightning_minillm.rollout.writing import are_finished, check_lengths, decode_responses, sampler_for
 
 __all__ = [
     "AdaptiveReplay",
@@ -35,6 +35,7 @@ __all__ = [
     "TextRequest",
     "TextSource",
     "are_finished",
+    "check_lengths",
     "collect_rollouts",
     "decode_responses",
     "sampler_for",

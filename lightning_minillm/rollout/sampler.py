@@ -125,7 +125,7 @@ class MixtureSampler:
         if not bool(prompts.attention_mask.any(-1).all()):
             raise ValueError("a prompt is empty: there is nothing to condition the response on")
         self.student.check_text(prompts.input_ids, prompts.attention_mask, prompts.indices)
-        self._check_positions(int(prompts.attention_mask.sum(-1).max()))
+        self.check_positions(int(prompts.attention_mask.sum(-1).max()))
         with eval_mode(*(split.model for split in (self.student, self.teacher) if split is not None)):
             record = self._decode(prompts, token_noise(seed, phase, prompts.indices, self.config.max_new_tokens))
         _check_numbers(record, prompts.indices)
@@ -141,8 +141,12 @@ class MixtureSampler:
             }
         )
 
-    def _check_positions(self, prompt_length: int) -> None:
-        """Check that prompts and responses fit into the models' positions, past which there is an index error."""
+    def check_positions(self, prompt_length: int) -> None:
+        """Check that prompts of that many tokens and their responses fit into the models' positions.
+
+        Raises:
+            ValueError: they do not, which would be an index error in the middle of sampling.
+        """
         needed = prompt_length + self.config.max_new_tokens - 1  # the last token is not fed
         for name, split in (("student", self.student), ("teacher", self.teacher)):
             if split is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -66,3 +67,23 @@ def are_finished(pair: ModelPair, config: SamplingConfig, rollouts: RolloutBatch
     ends = torch.tensor(pair.end_ids(config.eos_token_ids), device=last.device)
     finished: list[bool] = torch.isin(last, ends).squeeze(1).tolist()
     return finished
+
+
+def check_lengths(
+    pair: ModelPair, longest: Mapping[str, tuple[int, int]], samplings: Mapping[str, SamplingConfig]
+) -> None:
+    """Check, before any work, that all that is read and sampled fits into the models' tables of positions.
+
+    Args:
+        pair: the models.
+        longest: tokens of the longest prompt and of the longest pair, by split.
+        samplings: how responses to the prompts of a split are sampled; a split that is missing is only read.
+
+    Raises:
+        ValueError: a table is too short; the message has its size and the number of tokens.
+    """
+    for split, (prompt, sequence) in longest.items():
+        pair.check_positions(sequence)
+        if split in samplings:
+            with_teacher = pair.teacher is not None
+            sampler_for(pair, samplings[split], with_teacher=with_teacher).check_positions(prompt)
