@@ -30,7 +30,8 @@ def repeated_key(override: str) -> str | None:
     """
     open_mappings: list[set[str] | None] = []  # None for a bracket that has no keys
     at_key = False
-    for token in _TOKEN.findall(override.partition("=")[2]):
+    tokens: list[str] = _TOKEN.findall(override.partition("=")[2])
+    for token in tokens:
         if token in "{[(":
             open_mappings.append(set() if token == "{" else None)
         elif token in "}])" and open_mappings:
