@@ -249,7 +249,7 @@ FAMILIES: dict[str, dict[str, object]] = {
         "attention_window_size": 5,
         "block_types": ["recurrent", "recurrent", "attention"],
     },
-    "rwkv": {"hidden_size": 16, "num_hidden_layers": 2, "attention_hidden_size": 16, "context_length": 64},
+    "rwkv": {"hidden_size": 16, "num_hidden_layers": 8, "attention_hidden_size": 16, "context_length": 64},
     "xlstm": {"hidden_size": 16, "num_heads": 2, "num_blocks": 2, "mode": "inference"},
 }
 
@@ -364,7 +364,7 @@ def measure(family: str) -> Measurement:
         differences = [float((full_pass(m.model, rollouts) - given).abs().max()) for m, given in pairs]
         finite = gradients_are_finite(student, teacher, rollouts)
         return Measurement(
-            family, *differences, bool(student.may_be_cached), student.is_split, finite, export_loads(student.model)
+            family, *differences, student.cache_kind != "none", student.is_split, finite, export_loads(student.model)
         )
 
 

@@ -73,7 +73,13 @@ def plan(
         totals = {moment: sum(numbers.values()) for moment, numbers in moments.items()}
         verdict[strategy] = {**totals, "fits": max(totals.values()) <= _USABLE * device_memory}
     parameters = "student {:,.0f} M, teacher {:,.0f} M".format(*(model.parameters / 1e6 for model in models))
-    _show(f"{parameters} parameters; {devices} device(s) of {device_memory:g} GiB", parts, verdict)
+    host = devices * (4 * models[0].parameters + _BYTES[teacher_dtype] * models[1].parameters) / 2**30
+    _show(
+        f"{parameters} parameters; {devices} device(s) of {device_memory:g} GiB\n"
+        f"host memory: {host:.1f} GiB while models are loaded, which every process does by itself",
+        parts,
+        verdict,
+    )
     return verdict
 
 

@@ -12,7 +12,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from lightning_minillm.functional.logprobs import TokenStates, select_targets
 from lightning_minillm.functional.masking import position_ids
 from lightning_minillm.models.checks import check_positions
 
+CacheKind = Literal["ours", "stock", "none"]
 _CACHE_NAMES = ("past_key_values", "cache_params")  # the second is Mamba's
 _FEWEST_TOKENS = {"cpu": 512}  # per pass; fewer take hardly less time
 _FEWEST_TOKENS_ELSEWHERE = 8192
@@ -76,12 +77,14 @@ class SplitCausalLM:
         self.vocabulary: int | None = None
         self.may_be_static = True
         """``False`` once a decode step of fixed shapes has failed; set by the sampler."""
-        self.may_be_cached: bool | None = None
-        """Whether sampling with a cache gives the states of full passes; set by the sampler once it has tried."""
+        self.cache_kind: CacheKind | None = None
+        """The cache that gives the states of full passes: ours, transformers' or none; set by the sampler by trying."""
         self._training_hidden: Callable[..., tuple[Tensor, Any]] = self.hidden
         self._body = model.base_model if model.base_model is not model else None
         self._head = model.get_output_embeddings()
         self._config = model.config.get_text_config()
+        if getattr(self._config, "rescale_every", 0) and model.dtype != torch.float16:
+            self._config.rescale_every = 0  # in eval mode RWKV divides its weights, and an export would contain them so
         parameters = inspect.signature((self._body or model).forward).parameters
         self.takes_positions = "position_ids" in parameters
         """Whether the model takes positions as an input."""
@@ -144,7 +147,8 @@ class SplitCausalLM:
         returned = None if cache is None else output.get(self.cache_name)
         if cache is not None and returned is None:
             raise RuntimeError(
-                "the model returned no key-value cache: sample in eval mode or without gradient checkpointing"
+                f"{type(self.model).__name__} returned no key-value cache (with gradient checkpointing, models do so in"
+                " train mode)"
             )
         return (output.last_hidden_state if self.is_split else output.logits), returned
 

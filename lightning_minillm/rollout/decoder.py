@@ -8,17 +8,19 @@ Legend: B rows, A rows still running, P prompt tokens, H hidden size.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from lightning_minillm._reach import is_out_of_memory
 from lightning_minillm.distributed.sharding import is_sharded
 from lightning_minillm.functional.grouping import equal_groups
 from lightning_minillm.functional.masking import position_ids
-from lightning_minillm.models.split import SplitCausalLM, pass_groups
+from lightning_minillm.models.split import CacheKind, SplitCausalLM, pass_groups
 from lightning_minillm.rollout.cache import InPlaceCache, make_cache
 from lightning_minillm.rollout.full_pass import FullPassDecoder
 from lightning_minillm.rollout.static_step import StaticStep, StaticStepError, check_agreement, has_static_step
@@ -37,6 +39,10 @@ class Decoder:
         lengths: tokens of each prompt.
         max_new_tokens: most tokens that will follow.
         static: take steps of fixed shapes if the model can, which a GPU replays as graphs; ``None``: on a GPU.
+        stock_cache: use transformers' own cache, into which prompts are read together.
+
+    Raises:
+        ValueError: the model keeps states and is sharded.
     """
 
     def __init__(
@@ -46,15 +52,20 @@ class Decoder:
         lengths: Sequence[int],
         max_new_tokens: int,
         static: bool | None = None,
+        *,
+        stock_cache: bool = False,
     ) -> None:
         self._model = model
         mask = prompts.attention_mask.bool()
         self._positions = mask.sum(-1, keepdim=True)
         num_rows, width = mask.shape
-        self._cache = make_cache(model.model.config, num_rows, width, max_new_tokens)
+        config = model.model.config
+        self._cache = (
+            DynamicCache(config=config) if stock_cache else make_cache(config, num_rows, width, max_new_tokens)
+        )
         own = self._cache if isinstance(self._cache, InPlaceCache) else None
-        self.has_states = own is not None and own.has_states
-        """Whether prompts of different lengths are read in passes of their own."""
+        if own is not None and own.has_states and is_sharded(model.model):
+            raise ValueError("prompts are read by length, and ranks that gather shards must take the same passes")
         no_attention = own is not None and not own.has_attention
         self._mask = None if no_attention or min(lengths) == max(lengths) else mask
         self.state: Tensor
@@ -132,65 +143,62 @@ class Decoder:
 def make_decoder(
     model: SplitCausalLM, prompts: PromptBatch, lengths: Sequence[int], max_new_tokens: int, static: bool | None = None
 ) -> Decoder | FullPassDecoder:
-    """Read the prompts with a cache if the model's is right, else without one; see :class:`Decoder`.
+    """Read the prompts with a cache that is right for the model, or without one; see :class:`Decoder`.
 
-    Whether it is right is tried once per model on three short rows, with a warning if it is not.
+    Which cache is right is tried once per model on three short rows, with a warning if none is.
     """
-    if model.may_be_cached is None:
-        obstacle = _cache_obstacle(model, prompts.input_ids.device)
-        model.may_be_cached = obstacle is None
-        if obstacle is not None:
+    if model.cache_kind is None:
+        model.cache_kind, obstacle = _right_cache(model, prompts.input_ids.device)
+        if model.cache_kind == "none":
             warnings.warn(
                 f"{type(model.model).__name__} is sampled from without a cache, by a full pass per token, which is much"
                 f" slower: {obstacle}",
                 stacklevel=2,
             )
-    if not model.may_be_cached:
+    if model.cache_kind == "none":
         return FullPassDecoder(model, prompts)
-    return Decoder(model, prompts, lengths, max_new_tokens, static)
+    return Decoder(model, prompts, lengths, max_new_tokens, static, stock_cache=model.cache_kind == "stock")
 
 
-def _cache_obstacle(model: SplitCausalLM, device: torch.device) -> str | None:
-    """Return why states with a cache are not those of full passes; ``None`` if they are.
+def _right_cache(model: SplitCausalLM, device: torch.device) -> tuple[CacheKind, str]:
+    """Return the cache whose states are those of full passes, and why others are not.
 
     Raises:
         ValueError: full passes fail as well.
     """
     lengths = [4, 2, 2]
-    vocabulary = model.model.config.get_text_config().vocab_size
-    ids = torch.arange(1, 13, device=device).view(3, 4) % vocabulary
+    ids = torch.arange(1, 13, device=device).view(3, 4) % model.model.config.get_text_config().vocab_size
     mask = torch.arange(4, device=device) >= 4 - torch.tensor(lengths, device=device)[:, None]
     prompts = PromptBatch(ids, mask, torch.arange(3, device=device))
-    try:
-        without = _steps(FullPassDecoder(model, prompts), ids)
-    except _FAILURES as error:
-        if is_out_of_memory(error):
-            raise
-        raise ValueError(
-            f"{type(model.model).__name__} cannot be sampled from: {type(error).__name__}: {error}"
-        ) from error
-    try:
-        decoder = Decoder(model, prompts, lengths, max_new_tokens=2, static=False)
-        if decoder.has_states and is_sharded(model.model):
-            return (
-                "prompts of different lengths take different numbers of passes, and ranks that gather shards the same"
-            )
-        with_cache = _steps(decoder, ids)
-    except _FAILURES as error:
-        if is_out_of_memory(error):
-            raise
-        return f"{type(error).__name__}: {error}"
-    difference = (with_cache.float() - without.float()).abs().max()
-    exact = with_cache.dtype == torch.float32 and not torch.is_autocast_enabled(device.type)
-    tolerance = _TOLERANCE if exact else _HALF_TOLERANCE
-    agree = bool(difference <= tolerance * without.float().abs().max())
-    return None if agree else f"with its cache the states differ by {float(difference):.2g}"
+    expected, obstacle = _try_steps(lambda: FullPassDecoder(model, prompts), ids)
+    if expected is None:
+        raise ValueError(f"{type(model.model).__name__} cannot be sampled from: {obstacle}")
+    exact = expected.dtype == torch.float32 and not torch.is_autocast_enabled(device.type)
+    allowed = (_TOLERANCE if exact else _HALF_TOLERANCE) * expected.float().abs().max()
+    reasons = []
+    kinds: tuple[CacheKind, ...] = ("ours", "stock")
+    for kind in kinds:
+        decoder = partial(Decoder, model, prompts, lengths, 2, static=False, stock_cache=kind == "stock")
+        given, obstacle = _try_steps(decoder, ids)
+        if given is not None:
+            difference = (given.float() - expected.float()).abs().max()
+            if bool(difference <= allowed):
+                return kind, ""
+            obstacle = f"with its cache the states differ by {float(difference):.2g}"
+        reasons.append(obstacle)
+    return "none", reasons[0]
 
 
-def _steps(decoder: Decoder | FullPassDecoder, ids: Tensor) -> Tensor:
-    """Return the states after two tokens, between which a row leaves the batch."""
+def _try_steps(make: Callable[[], Decoder | FullPassDecoder], ids: Tensor) -> tuple[Tensor | None, str]:
+    """Return the states after two tokens, between which a row leaves the batch; ``None`` and the error if it fails."""
     kept = torch.tensor([0, 2], device=ids.device)
-    decoder.advance(ids[:, 0])
-    decoder.keep(kept)
-    decoder.advance(ids[kept, 1])
-    return decoder.state
+    try:
+        decoder = make()
+        decoder.advance(ids[:, 0])
+        decoder.keep(kept)
+        decoder.advance(ids[kept, 1])
+    except _FAILURES as error:
+        if is_out_of_memory(error):
+            raise
+        return None, f"{type(error).__name__}: {error}"
+    return decoder.state, ""

@@ -94,7 +94,9 @@ def test_the_plan_says_what_fits(run_folder, capsys):
 def test_a_run_is_planned_from_the_command_line(run_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     plan_command.main([f"{run_folder}/model", f"{run_folder}/model", "--devices", "8"])
-    assert "8 device(s) of 80 GiB" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "8 device(s) of 80 GiB" in shown
+    assert "host memory: 0.0 GiB while models are loaded" in shown
     with pytest.raises(SystemExit) as stop:
         plan_command.main([f"{run_folder}/model", f"{tmp_path}/nowhere"])
     assert stop.value.code == 1

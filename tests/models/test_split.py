@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from transformers import DynamicCache
 
 from lightning_minillm.models import SplitCausalLM
 from lightning_minillm.models import split as split_file
@@ -221,3 +222,41 @@ def test_a_compiled_model_gives_the_same_states_at_any_shape(family, make_model)
         targets[:, 0] = False
         expected, actual = (split.token_states(ids, mask, targets)[0].hidden for split in (plain, compiled))
         torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "cache_name"),
+    [
+        ("openai-gpt", {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 64}, None),
+        ("mamba", {"hidden_size": 16, "state_size": 4, "num_hidden_layers": 2, "expand": 2}, "cache_params"),
+        ("llama", {}, "past_key_values"),
+    ],
+)
+def test_models_train_whatever_they_call_their_cache(name, config, cache_name, make_model, make_prompts):
+    model, prompts = make_model(name, **config), make_prompts((6, 4, 1))
+    split = SplitCausalLM(model)
+    assert split.cache_name == cache_name
+    targets = prompts.attention_mask & (prompts.attention_mask.cumsum(-1) > 1)
+    states, ids = split.token_states(prompts.input_ids, prompts.attention_mask, targets)
+    expected = torch.cat([logits[:-1] for logits in own_logits(model, prompts)])
+    torch.testing.assert_close(states.logits(), expected, rtol=1e-4, atol=1e-4)
+    torch.nn.functional.cross_entropy(states.logits(), ids).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+
+
+def test_a_model_without_a_cache_takes_none(make_model, make_prompts):
+    prompts = make_prompts((4,))
+    split = SplitCausalLM(make_model("openai-gpt", n_layer=2, n_head=2, n_embd=16, n_positions=64))
+    with pytest.raises(RuntimeError, match="OpenAIGPTLMHeadModel takes no cache"):
+        split.hidden(prompts.input_ids, prompts.attention_mask, cache=DynamicCache())
+
+
+def test_weights_stay_as_they_are_in_eval_mode(make_model):
+    """RWKV halves the weights of every sixth layer for float16; an export would contain the halves."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 8, "attention_hidden_size": 16, "context_length": 64}
+    model = make_model("rwkv", **sizes)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    split = SplitCausalLM(model)
+    with torch.no_grad():
+        split.hidden(torch.arange(1, 5)[None], None)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from lightning_minillm.models import SplitCausalLM
+from lightning_minillm.rollout import decoder as decoder_file
+from lightning_minillm.rollout.cache import InPlaceCache
 from lightning_minillm.rollout.decoder import Decoder, make_decoder
 from lightning_minillm.rollout.full_pass import FullPassDecoder
 
@@ -37,7 +39,31 @@ def test_a_model_without_a_cache_is_read_again_for_every_token(make_model, make_
     split, prompts = SplitCausalLM(model), make_prompts(LENGTHS)
     with pytest.warns(UserWarning, match="OpenAIGPTLMHeadModel is sampled from without a cache.*takes no cache"):
         assert isinstance(make_decoder(split, prompts, LENGTHS, 5), FullPassDecoder)
-    assert split.may_be_cached is False
+    assert split.cache_kind == "none"
+
+
+def test_the_stock_cache_is_taken_where_ours_is_wrong(make_model, make_prompts, monkeypatch, recwarn):
+    """As for code that reads the cache's tensors by itself, and finds slots that are not yet in use."""
+    split, prompts = SplitCausalLM(make_model("llama")), make_prompts(LENGTHS)
+    monkeypatch.setattr(InPlaceCache, "finish_prefill", lambda self: 1 / 0)
+    with torch.no_grad(), pytest.raises(ZeroDivisionError):
+        make_decoder(split, prompts, LENGTHS, 5)
+    monkeypatch.setattr(InPlaceCache, "finish_prefill", lambda self: int("no number"))
+    with torch.no_grad():
+        decoder, full = make_decoder(split, prompts, LENGTHS, 5), FullPassDecoder(split, prompts)
+        assert split.cache_kind == "stock"
+        for given, expected in zip(states(decoder), states(full), strict=True):
+            for row, state in given.items():
+                torch.testing.assert_close(state, expected[row], rtol=1e-4, atol=1e-4)
+    assert not recwarn.list
+
+
+def test_states_of_a_sharded_model_are_not_cached(make_model, make_prompts, monkeypatch):
+    config = {"hidden_size": 16, "state_size": 4, "num_hidden_layers": 2, "expand": 2}
+    split, prompts = SplitCausalLM(make_model("mamba", **config)), make_prompts(LENGTHS)
+    monkeypatch.setattr(decoder_file, "is_sharded", lambda model: True)
+    with torch.no_grad(), pytest.warns(UserWarning, match="ranks that gather shards must take the same passes"):
+        assert isinstance(make_decoder(split, prompts, LENGTHS, 5), FullPassDecoder)
 
 
 def test_a_wrong_cache_is_found_before_it_is_used(make_model, make_prompts, monkeypatch):
@@ -53,7 +79,7 @@ def test_a_right_cache_is_tried_once(make_model, make_prompts, recwarn):
     split, prompts = SplitCausalLM(make_model("llama")), make_prompts(LENGTHS)
     with torch.no_grad():
         assert all(isinstance(make_decoder(split, prompts, LENGTHS, 5), Decoder) for _ in range(2))
-    assert split.may_be_cached is True
+    assert split.cache_kind == "ours"
     assert not recwarn.list
 
 
