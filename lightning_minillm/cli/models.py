@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_minillm.checkpoints.files import read_checkpoint, recover
-from lightning_minillm.checkpoints.weights import check_architecture, read_metadata, read_weights, shapes_of
+from lightning_minillm.checkpoints.weights import completed, read_metadata, read_weights
 from lightning_minillm.cli.build import build_models
 from lightning_minillm.models import load_causal_lm, load_tokenizer
 from lightning_minillm.models.factories import check_factory, check_factory_fit
@@ -103,7 +103,7 @@ class CheckpointOfRun:
         """Return the student with the checkpoint's weights.
 
         Raises:
-            ValueError: the checkpoint has a different architecture.
+            ValueError: the checkpoint has a different architecture, or belongs to other frozen weights.
         """
         weights = {
             name.removeprefix(_PREFIX): value
@@ -111,8 +111,7 @@ class CheckpointOfRun:
             if name.startswith(_PREFIX)
         }
         student = self.models.student()
-        check_architecture(shapes_of(student.state_dict()), shapes_of(weights))
-        student.load_state_dict(weights)
+        student.load_state_dict(completed(student, weights, self.metadata()))
         return student
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_minillm._reach import trainer_of
 from lightning_minillm.checkpoints.micro_batches import ACCUMULATION_KEY, rescale_progress
-from lightning_minillm.checkpoints.weights import check_architecture
+from lightning_minillm.checkpoints.weights import completed, leave_out_frozen
 from lightning_minillm.distributed.placement import ModelPlacement, placement_of
 from lightning_minillm.evaluation.base import Record
 from lightning_minillm.evaluation.responses import measure_responses, summarise_responses, warn_of_unseen
@@ -295,20 +295,24 @@ class CausalLMModule(LightningModule):
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the micro-batches of an optimiser step, which differ with the number of devices."""
+        """Note the micro-batches of an optimiser step, which differ with the number of devices.
+
+        Weights that are not trained are left out, unless they are sharded.
+        """
         checkpoint[ACCUMULATION_KEY] = self.trainer.accumulate_grad_batches
+        if not self.placement.shards_models:
+            leave_out_frozen(checkpoint, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of a different architecture before anything is overwritten.
 
         Raises:
-            ValueError: names or shapes of the weights differ.
+            ValueError: names or shapes of the weights differ, or adapters were trained on other weights.
         """
         if trainer_of(self) is not None:
             rescale_progress(checkpoint, self.trainer.accumulate_grad_batches)
         if "state_dict" in checkpoint:  # a sharding strategy has checked and loaded the weights by itself
-            states = (self.state_dict(), checkpoint["state_dict"])
-            check_architecture(*({name: tuple(value.shape) for name, value in state.items()} for state in states))
+            checkpoint["state_dict"] = completed(self, checkpoint["state_dict"], checkpoint)
 
     def export(self, folder: str, dtype: str | None = None) -> None:
         """Write the student and the tokenizer as a Hugging Face folder; all ranks of a sharded student take part.

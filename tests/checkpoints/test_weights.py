@@ -2,7 +2,15 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from lightning_minillm.checkpoints.weights import load_weights, read_metadata, read_weights, shapes_of, weight_shapes
+from lightning_minillm.checkpoints.weights import (
+    completed,
+    leave_out_frozen,
+    load_weights,
+    read_metadata,
+    read_weights,
+    shapes_of,
+    weight_shapes,
+)
 
 
 @pytest.fixture(params=["file", "folder"])
@@ -35,3 +43,28 @@ def test_weights_are_loaded_into_a_module(saved):
         load_weights(torch.nn.Linear(4, 3), path)
     with pytest.raises(ValueError, match=r"e\.g\. bias \(here None"):
         load_weights(torch.nn.Linear(2, 3, bias=False), path)
+
+
+def test_frozen_weights_are_left_out_and_completed(tmp_path):
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 2))
+    whole = {"state_dict": layers.state_dict()}
+    leave_out_frozen(whole, layers)
+    assert list(whole) == ["state_dict"]
+    assert whole["state_dict"].keys() == layers.state_dict().keys()
+    layers[0].requires_grad_(False)
+    checkpoint = {"state_dict": layers.state_dict()}
+    leave_out_frozen(checkpoint, layers)
+    assert checkpoint["state_dict"].keys() == {"1.weight", "1.bias"}
+    assert completed(layers, checkpoint["state_dict"], checkpoint).keys() == layers.state_dict().keys()
+    assert completed(layers, layers.state_dict(), {}).keys() == layers.state_dict().keys()  # with the frozen weights
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    wanted = layers[1].weight.clone()
+    torch.nn.init.zeros_(layers[1].weight)
+    load_weights(layers, tmp_path / "last.ckpt")
+    assert torch.equal(layers[1].weight, wanted)
+    with pytest.raises(ValueError, match="different architecture: 2 weights"):
+        completed(layers, {}, checkpoint)
+    torch.nn.init.ones_(layers[0].weight)
+    with pytest.raises(ValueError, match="has other weights now"):
+        completed(layers, checkpoint["state_dict"], checkpoint)

@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_minillm.cli.config import compose_config
+from lightning_minillm.cli.export import export
 from lightning_minillm.cli.train import train
 from lightning_minillm.reports.plots import read_curve
 
@@ -113,6 +115,34 @@ def test_stopped_run_goes_on_and_ends_like_an_uninterrupted_one(
     whole = torch.load(tmp_path / "whole/checkpoints/last.ckpt", weights_only=False)["state_dict"]
     for name, value in whole.items():
         torch.testing.assert_close(resumed[name], value, rtol=0, atol=0)
+
+
+def test_checkpoints_of_adapters_hold_them_alone_and_resume_exactly(
+    train_overrides, folders, tmp_path, stop_at, make_model
+):
+    shutil.copytree(folders / "model", tmp_path / "base")
+    words = [word for word in train_overrides if not word.startswith("student")]
+    words += ["experiment=sft", "student=lora", f"student.path={tmp_path}/base", "student.model.rank=2"]
+    stop_at(5)
+    with pytest.raises(RuntimeError, match="stopped"):
+        train(compose_config("train", words))
+    stop_at(None)
+    train(compose_config("train", words))
+    train(compose_config("train", [*words, f"output_dir={tmp_path}/whole"]))
+    checkpoints = [tmp_path / name / "checkpoints" / "last.ckpt" for name in ("run", "whole")]
+    resumed, whole = (torch.load(file, weights_only=True)["state_dict"] for file in checkpoints)
+    assert resumed.keys() == whole.keys()
+    assert all(".lora_" in name and torch.equal(resumed[name], whole[name]) for name in whole)
+    run, alone = weights(tmp_path / "run/student"), weights(tmp_path / "whole/student")
+    assert all(torch.equal(run[name], alone[name]) for name in alone)
+
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    export(best, tmp_path / "exported")
+    again = weights(tmp_path / "exported")
+    assert all(torch.equal(again[name], run[name]) for name in run)
+    make_model("gpt2", seed=9).save_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match="the model they were trained on has other weights now"):
+        export(best, tmp_path / "other")
 
 
 def test_resumption_under_another_configuration_is_refused(train_overrides, stop_at):

@@ -133,6 +133,7 @@ def test_other_kinds_of_models_are_named_in_one_line(kind, fields, auto, tmp_pat
 
 def test_folders_of_something_else(folder, tmp_path):
     refused(tmp_path / "nowhere", "there is no folder")
+    refused(folder / "config.json", r"config\.json' is a file: pass the folder of a model")
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     refused(run, r"contains no config\.json")
