@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
+from lightning_minillm.data.conversations import Conversation, find_conversation
 from lightning_minillm.data.formats import Row
 from lightning_minillm.data.rows import did_you_mean
 
@@ -30,6 +31,8 @@ class InstructionRecord:
     """Kind of instruction, ``""`` if unknown; metrics can be grouped by it."""
     exact: bool = False
     """Whether there is one right answer, so that exact match makes sense."""
+    conversation: Conversation | None = None
+    """The turns, if the record has turns; ``instruction`` is then those before the response, as text to show."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,14 @@ class FieldMap:
     response: str | Sequence[str] = ("output", "response", "responses")
     task: str | Sequence[str] = ("task", "topic", "category")
     exact: str | Sequence[str] = ("exact",)
+    messages: str | Sequence[str] = ("messages", "conversations")
+    """Turns of a conversation; read from records without instruction or response."""
+    prompt: str | Sequence[str] = ("prompt",)
+    """Text or turns before the response; with ``completion``, from records without any of the above."""
+    completion: str | Sequence[str] = ("completion",)
+    """The response, as text or turns."""
+    tools: str | Sequence[str] = ("tools",)
+    """Tools that the assistant of a conversation may call."""
 
     def __post_init__(self) -> None:
         for part, names in vars(self).items():
@@ -69,6 +80,21 @@ def to_record(row: Row, fields: FieldMap, where: str, numbers: Counter[str]) -> 
     Raises:
         ValueError: a missing field, or a value that is not text, as :meth:`InstructionSource.load` says.
     """
+    if not all(any(name in row for name in names) for names in (fields.instruction, fields.response)):
+        parts = {"messages": fields.messages, "prompt": fields.prompt, "completion": fields.completion}
+        talk = find_conversation(row, where, **parts, tools=fields.tools)
+        if talk is not None:
+            task, exact = (next((name for name in names if name in row), "") for names in (fields.task, fields.exact))
+            return InstructionRecord(
+                instruction=talk.prompt_text(),
+                input="",
+                responses=(talk.response_text(),),
+                task=as_text(row.get(task), task, where),
+                exact=_as_flag(row.get(exact), exact, where),
+                conversation=talk,
+            )
+        if all(any(name in row for name in names) for names in (fields.prompt, fields.completion)):
+            fields = replace(fields, instruction=fields.prompt, response=fields.completion)
     try:
         found = dict(_found_fields(tuple(row), fields))
     except ValueError as error:
@@ -88,16 +114,20 @@ def to_record(row: Row, fields: FieldMap, where: str, numbers: Counter[str]) -> 
     for item, written in zip(several, responses, strict=True):
         if not written.strip() and not row.keys() >= GENERATED:
             raise ValueError(f"{where}: the field {response!r} contains no response, it is {_empty(item)}")
-    exact = as_text(value["exact"] if not isinstance(value["exact"], bool) else int(value["exact"]), "exact", where)
-    if exact.lower() not in ("true", "false", "1", "0", ""):
-        raise ValueError(f"{where}: the field {found['exact']!r} must be true or false, got {value['exact']!r}")
     return InstructionRecord(
         text["instruction"],
         text["input"] if text["input"].strip() else "",
         responses,
         text["task"],
-        exact.lower() in ("true", "1"),
+        _as_flag(value["exact"], str(found["exact"]), where),
     )
+
+
+def _as_flag(value: Any, name: str, where: str) -> bool:
+    flag = as_text(value if not isinstance(value, bool) else int(value), name, where).lower()
+    if flag not in ("true", "false", "1", "0", ""):
+        raise ValueError(f"{where}: the field {name!r} must be true or false, got {value!r}")
+    return flag in ("true", "1")
 
 
 def _empty(value: Any) -> str:
