@@ -6,8 +6,9 @@ or changes it. No other module reads a name with a leading underscore from an ob
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,39 @@ def attention_implementation(config: PretrainedConfig) -> str:
     It is set through a public argument of ``from_pretrained`` and can be read only from ``_attn_implementation``.
     """
     return str(config._attn_implementation)
+
+
+@contextmanager
+def clock_of_chat_templates(moment: datetime) -> Iterator[Callable[[], bool]]:
+    """Let ``strftime_now`` of chat templates tell ``moment``.
+
+    transformers gives every template this function and no way to set the time: it reads ``datetime.now()`` of its own
+    module.
+
+    Args:
+        moment: what templates are told.
+
+    Yields:
+        A function that returns whether a template has asked.
+    """
+    from transformers.utils import chat_template_utils
+
+    asked = False
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Clock:
+            nonlocal asked
+            asked = True
+            return cls.fromtimestamp(moment.timestamp(), tz)
+
+    names = vars(chat_template_utils)
+    before = names["datetime"]
+    names["datetime"] = Clock
+    try:
+        yield lambda: asked
+    finally:
+        names["datetime"] = before
 
 
 # --- Lightning ------------------------------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE, WordLevel
+from tokenizers.pre_tokenizers import ByteLevel, Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -129,6 +130,25 @@ def build_special_tokenizer(eos="<eos>", added=(), begin=None, words=30, chat=No
     return made
 
 
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def build_chat_tokenizer(chat_template=CHATML):
+    """Bytes, one merge (two line breaks) and ChatML's special tokens; as a base model's, its eos ends no turn."""
+    bytes_and_merge = [*sorted(ByteLevel.alphabet()), "\u010a\u010a"]
+    backend = Tokenizer(BPE({token: i for i, token in enumerate(bytes_and_merge)}, [("\u010a", "\u010a")]))
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = ByteLevelDecoder()
+    special = {"eos_token": "<eos>", "pad_token": "<eos>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, padding_side="left", **special)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
 def pytest_runtest_setup(item):
     """Skip what needs a GPU where there is none."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
@@ -145,6 +165,12 @@ def make_model():
 def make_prompts():
     """``make_prompts(lengths, width=None, ...)``."""
     return build_prompts
+
+
+@pytest.fixture(scope="session")
+def make_chat_tokenizer():
+    """``make_chat_tokenizer(chat_template=CHATML)``: ChatML, or a template of the test's."""
+    return build_chat_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """What the package takes from the insides of its dependencies is still there and still means the same."""
 
+from datetime import datetime
+
 import lightning as L
 import pytest
 import torch
@@ -151,3 +153,14 @@ def test_the_number_of_data_parallel_ranks_can_be_set():
         name for name, value in vars(changed).items() if value == 3
     }
     assert vars(given).keys() == vars(changed).keys()
+
+
+def test_chat_templates_are_told_the_time_that_is_given(make_tokenizer):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}"
+    messages = [{"role": "user", "content": "w1"}]
+    with _reach.clock_of_chat_templates(datetime(2025, 1, 31)) as asked:
+        assert not asked()
+        assert tokenizer.apply_chat_template(messages, tokenize=False) == "31 Jan 2025"
+        assert asked()
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == datetime.now().strftime("%d %b %Y")

@@ -126,8 +126,9 @@ def _read_text(content: Any, where: str) -> str:
         return content
     if isinstance(content, list | tuple) and content:
         texts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
-        if all(isinstance(text, str) for text in texts):
-            return "".join(texts)
+        written = [text for text in texts if isinstance(text, str)]
+        if len(written) == len(texts):
+            return "".join(written)
         content = next(part for part, text in zip(content, texts, strict=True) if not isinstance(text, str))
     raise ValueError(f"{where} must be text or a list of text parts, got {_shown(content)}")
 
