@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice, pairwise, takewhile
+from itertools import islice, pairwise
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from lightning_minillm.data.conversations import Conversation, Turn
+from lightning_minillm.data.conversations import Conversation
 from lightning_minillm.data.templates import ChatTemplate
+from lightning_minillm.tokens import end_of_turn_id
 
 Targets = Literal["all", "last"]
 _BATCH = 1000
@@ -62,7 +63,7 @@ class ChatEncoder:
         self.tokenizer = tokenizer
         self.targets = check_targets(targets)
         self.marks = template.has_marks
-        self.end_of_turn = end_of_turn_id(template, tokenizer)
+        self.end_of_turn = end_of_turn_id(tokenizer)
         """Id of the token that ends a turn; ``None`` if the template ends turns with plain text."""
 
     def encode(self, conversations: Iterable[tuple[int, Conversation]]) -> Iterator[EncodedRow]:
@@ -168,23 +169,6 @@ def check_targets(targets: str) -> Targets:
     if targets not in ("all", "last"):
         raise ValueError(f"targets must be all or last, got {targets!r}")
     return "all" if targets == "all" else "last"
-
-
-def end_of_turn_id(template: ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the id of the special token that a chat template writes after a turn of the assistant.
-
-    It is the first special token of the text with which the renderings of two different answers both end.
-
-    Returns:
-        The id, or ``None`` if no special token follows.
-    """
-    question = Turn("user", "a")
-    first, second = (template.render((question, Turn("assistant", answer))) for answer in ("b", "c"))
-    common = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(first[::-1], second[::-1], strict=False))))
-    special = set(tokenizer.all_special_ids)
-    special |= {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    following = tokenize(tokenizer, [first[len(first) - common :]])[0]
-    return next((token for token in following if token in special), None)
 
 
 @contextmanager

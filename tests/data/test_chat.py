@@ -3,8 +3,9 @@
 import pytest
 
 from lightning_minillm.data import ChatTemplate
-from lightning_minillm.data.chat import ChatEncoder, end_of_turn_id
+from lightning_minillm.data.chat import ChatEncoder
 from lightning_minillm.data.conversations import Conversation, Turn
+from lightning_minillm.tokens import end_of_turn_id
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
@@ -72,7 +73,7 @@ def test_a_template_that_ends_turns_with_eos(make_chat_tokenizer):
 
 def test_a_template_without_an_end_of_turn_gets_eos_at_the_end(make_chat_tokenizer):
     tokenizer = make_chat_tokenizer(NO_END)
-    assert end_of_turn_id(ChatTemplate(tokenizer), tokenizer) is None
+    assert end_of_turn_id(tokenizer) is None
     assert shown(tokenizer, encode(tokenizer)) == ["It has colour.", f"The end.{tokenizer.eos_token}"]
 
 
