@@ -186,7 +186,10 @@ class PromptSet(Protocol):
         """Return the prompts of the rows ``indices`` (``[B]`` int64)."""
 
     def token_batch(self, indices: Tensor, normalizer: float) -> TokenBatch:
-        """Return the pairs of the rows ``indices`` (``[B]`` int64); the responses are the targets."""
+        """Return the pairs of the rows ``indices`` (``[B]`` int64), with all that is learned from as targets."""
+
+    def response_batch(self, indices: Tensor, normalizer: float) -> TokenBatch:
+        """Return the same pairs with the responses, which end the rows, as targets."""
 
 
 class TokenBatches(Protocol):

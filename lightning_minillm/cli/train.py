@@ -44,7 +44,7 @@ _IDENTITY = (
 _NOT_IDENTITY = (
     "module.loss module.advantages module.training.optimizer module.training.scheduler module.rollouts.source"
     " module.validation module.rollouts.batch_size module.teacher_use module.training.gradient_checkpointing"
-    " module.training.activation_offload module.training.compile_backend data.datamodule.cache_dir"
+    " module.training.activation_offload module.training.compile_backend data.datamodule.lengths.cache_dir"
     " data.datamodule.batches.micro_batch_size data.datamodule.batches.eval_batch_size"
 ).split()
 

@@ -1,6 +1,7 @@
 """Prompts, instruction pairs and packed text: from files to batches."""
 
 from lightning_minillm.data.batches import EvaluationLoader, LMStream, ShuffledStream, TokenLoader
+from lightning_minillm.data.conversations import Conversation, Turn
 from lightning_minillm.data.corpus import CorpusSource, PackedCorpus
 from lightning_minillm.data.datamodule import BatchOptions, DistillationDataModule
 from lightning_minillm.data.encoding import EncodedInstructions, Lengths, encode_records
@@ -14,12 +15,22 @@ from lightning_minillm.data.synthetic import (
     generate_records,
     write_synthetic,
 )
-from lightning_minillm.data.templates import AlpacaTemplate, ChatTemplate, PlainTemplate, PromptTemplate
+from lightning_minillm.data.templates import (
+    AlpacaTemplate,
+    AutoTemplate,
+    ChatTemplate,
+    PlainTemplate,
+    PromptTemplate,
+    RawTemplate,
+    as_template,
+)
 
 __all__ = [
     "AlpacaTemplate",
+    "AutoTemplate",
     "BatchOptions",
     "ChatTemplate",
+    "Conversation",
     "CorpusSource",
     "DistillationDataModule",
     "EncodedInstructions",
@@ -32,11 +43,14 @@ __all__ = [
     "PackedCorpus",
     "PlainTemplate",
     "PromptTemplate",
+    "RawTemplate",
     "RecordSource",
     "ShuffledStream",
     "SyntheticSizes",
     "SyntheticSource",
     "TokenLoader",
+    "Turn",
+    "as_template",
     "build_tokenizer",
     "encode_records",
     "generate_corpus",

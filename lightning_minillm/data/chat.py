@@ -77,12 +77,12 @@ class ChatEncoder:
         while batch := list(islice(remaining, _BATCH)):
             texts = []
             for number, talk in batch:
-                with _about(number):
+                with about(number):
                     texts.append(self._renderings(talk))
             ids = iter(tokenize(self.tokenizer, [text for rendered in texts for text in rendered]))
             for (number, talk), rendered in zip(batch, texts, strict=True):
                 of_texts = [next(ids) for _ in rendered]
-                with _about(number):
+                with about(number):
                     row = self._from_marks(talk, of_texts[::2]) if self.marks else None
                     row = row or self._from_prefixes(rendered, of_texts)
                 yield row
@@ -172,7 +172,7 @@ def check_targets(targets: str) -> Targets:
 
 
 @contextmanager
-def _about(number: int) -> Iterator[None]:
+def about(number: int) -> Iterator[None]:
     """Name the record in errors."""
     try:
         yield

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from lightning import LightningDataModule
@@ -13,11 +12,12 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_minillm.batch_sizes import BatchSizes, divide
 from lightning_minillm.data.batches import EvaluationLoader, LMStream, TokenLoader
+from lightning_minillm.data.chat import Targets, check_targets
 from lightning_minillm.data.corpus import DocumentSource, PackedCorpus
 from lightning_minillm.data.encoding import EncodedInstructions, Lengths, encode_records
 from lightning_minillm.data.records import InstructionRecord
 from lightning_minillm.data.sources import RecordSource
-from lightning_minillm.data.templates import AlpacaTemplate, PromptTemplate
+from lightning_minillm.data.templates import PromptTemplate, as_template
 from lightning_minillm.distributed.placement import placement_of
 from lightning_minillm.types import DeviceMovable, TrainLoaderBuilder
 
@@ -37,6 +37,8 @@ class BatchOptions:
     """Most rows of an evaluation batch on one rank."""
     lm_batch_size: int | None = None
     """Blocks of plain text of an optimiser step over all ranks; ``None`` for ``batch_size``."""
+    seed: int = 0
+    """Seed of every order."""
 
 
 class DistillationDataModule(LightningDataModule):
@@ -52,14 +54,14 @@ class DistillationDataModule(LightningDataModule):
         tokenizer: of student and teacher.
         lm_corpus: documents for the pretraining loss (a ``CorpusSource`` or a list of texts); ``"pairs"`` for the
             training pairs, if no plain text fits the teacher; or ``None``.
-        template: makes the prompts; the paper's by default.
-        lengths: limits on prompts, pairs and blocks of plain text.
-        batches: numbers of rows per batch.
-        seed: of every order.
-        cache_dir: folder for tokenised data; ``None`` tokenises every time.
+        template: makes the prompts, as an object or by name (:func:`~lightning_minillm.data.as_template`). By default
+            conversations take the tokenizer's chat format, if it has one, and everything else the paper's template.
+        targets: which turns of the assistant in a conversation are learned from: ``"all"``, or the ``"last"`` alone.
+        lengths: limits on prompts, pairs and blocks of plain text, and where token ids are kept.
+        batches: numbers of rows per batch, and the seed of their order.
 
     Raises:
-        ValueError: ``lm_corpus`` is a string other than ``"pairs"``.
+        ValueError: ``lm_corpus`` is a string other than ``"pairs"``, or there is no such template.
     """
 
     def __init__(
@@ -70,22 +72,20 @@ class DistillationDataModule(LightningDataModule):
         *,
         tokenizer: PreTrainedTokenizerBase,
         lm_corpus: DocumentSource | Sequence[str] | str | None = None,
-        template: PromptTemplate | None = None,
+        template: PromptTemplate | str | None = None,
+        targets: Targets = "all",
         lengths: Lengths | None = None,
         batches: BatchOptions | None = None,
-        seed: int = 0,
-        cache_dir: str | Path | None = None,
     ) -> None:
         super().__init__()
         if isinstance(lm_corpus, str) and lm_corpus != PAIRS:
             raise ValueError(f"lm_corpus must be a source, a list of texts, {PAIRS!r} or null, got {lm_corpus!r}")
         self.sources = {"train": train, "validation": validation, "test": test}
         self.tokenizer = tokenizer
-        self.template = template or AlpacaTemplate()
+        self.template = as_template(template)
+        self.targets = check_targets(targets)
         self.lengths = lengths or Lengths()
         self.batches = batches or BatchOptions()
-        self.seed = seed
-        self.cache_dir = cache_dir
         self._lm_corpus_source = lm_corpus
         self._encoded: dict[str, EncodedInstructions] = {}
 
@@ -143,7 +143,7 @@ class DistillationDataModule(LightningDataModule):
             source = self.sources[split]
             if source is None:
                 raise ValueError(f"the data module has no {split} records: pass {split}=... (a source or a list)")
-            arguments = (self.tokenizer, self.template, self.lengths, self.cache_dir)
+            arguments = (self.tokenizer, self.template, self.lengths, self.targets)
             self._encoded[split] = encode_records(split, source, *arguments)
         return self._encoded[split]
 
@@ -155,7 +155,9 @@ class DistillationDataModule(LightningDataModule):
         if isinstance(self._lm_corpus_source, str):
             return self.train_set
         max_length = self.lengths.lm_max_length or self.lengths.max_length
-        return PackedCorpus(self._lm_corpus_source, self.tokenizer, max_length=max_length, cache_dir=self.cache_dir)
+        return PackedCorpus(
+            self._lm_corpus_source, self.tokenizer, max_length=max_length, cache_dir=self.lengths.cache_dir
+        )
 
     def longest_rows(self) -> dict[str, tuple[int, int]]:
         """Return the tokens of the longest prompt, and of the longest pair, of every split that was read."""
@@ -190,7 +192,7 @@ class DistillationDataModule(LightningDataModule):
         batch_size = self.batches.lm_batch_size or self.batches.batch_size
         shares = self.world_size * self.accumulation
         micro_batch_size = divide(batch_size, shares, "lm_batch_size", "devices x accumulated micro-batches")
-        return LMStream(self.lm_corpus, batch_size, micro_batch_size, **self._place, seed=self.seed)
+        return LMStream(self.lm_corpus, batch_size, micro_batch_size, **self._place, seed=self.batches.seed)
 
     @property
     def _place(self) -> dict[str, int]:
@@ -198,7 +200,9 @@ class DistillationDataModule(LightningDataModule):
 
     def pair_loader(self) -> TokenLoader:
         """Return the training pairs as this rank's micro-batches."""
-        return TokenLoader(self.train_set, self.batch_size, self.micro_batch_size, **self._place, seed=self.seed)
+        return TokenLoader(
+            self.train_set, self.batch_size, self.micro_batch_size, **self._place, seed=self.batches.seed
+        )
 
     def train_dataloader(self) -> Iterable[DeviceMovable]:
         """Return the loader that the module builds if it is a ``TrainLoaderBuilder``, else the pairs."""

@@ -6,7 +6,8 @@ Legend: B rows, P prompt tokens, L prompt and response tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lightning_minillm.data.cache import Ragged, load_or_build, tokenizer_fingerprint
+from lightning_minillm.data.chat import EncodedRow, Targets, check_targets
 from lightning_minillm.data.records import InstructionRecord
 from lightning_minillm.data.sources import RecordSource
-from lightning_minillm.data.templates import PromptTemplate
+from lightning_minillm.data.templates import PromptTemplate, bind_template, prompt_text
+from lightning_minillm.data.token_rows import RowEncoder
 from lightning_minillm.types import EvaluationBatch, PromptBatch, TokenBatch
 
 Indices = Tensor | Sequence[int]
@@ -28,7 +31,7 @@ Indices = Tensor | Sequence[int]
 
 @dataclass(frozen=True)
 class Lengths:
-    """Limits on numbers of tokens.
+    """Limits on numbers of tokens, and where token ids are kept.
 
     Raises:
         ValueError: a limit is too small, or ``max_length`` leaves no room for a response.
@@ -40,6 +43,12 @@ class Lengths:
     """Tokens of a prompt, at least 1. Longer prompts are dropped with their records."""
     lm_max_length: int | None = None
     """Tokens of a block of plain text; ``None`` for ``max_length``."""
+    shorten_conversations: bool = False
+    """Whether a conversation whose prompt is too long loses its oldest turns (a system turn stays) until it fits,
+    instead of being dropped; it is dropped if its last question alone is too long."""
+    cache_dir: str | Path | None = None
+    """Folder for token ids; ``None`` tokenises every time. The name of a file depends on tokenizer, template, texts and
+    limits."""
 
     def __post_init__(self) -> None:
         if self.max_prompt_length < 1:
@@ -52,72 +61,97 @@ class Lengths:
 
 
 class EncodedInstructions:
-    """Tokenised instruction records: prompts to respond to, and prompt-response pairs to learn from.
+    """Tokenised records: prompts to respond to, and prompt-response pairs to learn from.
 
-    A prompt that is too long is dropped with its record, and a pair is truncated. A response that is not truncated ends
-    with eos, which is a target. Masks are made from lengths, so the pad token may be the eos token. No other special
-    tokens are added: a format that needs them has them in its template.
+    The response of a conversation is the assistant's last turn, and its prompt is everything before. A prompt that is
+    too long is dropped with its record, or shortened, and a pair is truncated. A response that is not truncated ends
+    with eos, or with the end-of-turn token of the chat template, which is a target. Masks are made from places, so the
+    pad token may be the eos token. No other special tokens are added: a format that needs them has them in its
+    template.
 
     Args:
         records: at least one; training uses the first response of each.
         tokenizer: has an eos token, and a pad token (otherwise eos pads).
-        template: makes the prompt from instruction and input.
+        template: writes prompts and conversations; an object or a name, as for
+            :func:`~lightning_minillm.data.as_template`.
         lengths: limits on prompts and pairs.
-        cache_dir: folder for Arrow files; ``None`` tokenises every time. The name of a file depends on tokenizer,
-            template, texts and lengths.
+        targets: which turns of the assistant in a conversation are learned from: ``"all"``, or the ``"last"`` alone.
 
     Attributes:
         records: the kept records, one per row.
+        template: the template, with the tokenizer.
+        fixed_date: the day that the chat template is told; ``None`` if it writes no date.
         num_dropped: number of prompts that were too long.
+        num_shortened: number of conversations that lost turns.
         num_truncated: number of responses that were truncated.
         lengths: ``[rows]`` int64, tokens of prompt and response.
-        target_counts: ``[rows]`` int64, tokens of the response with its eos, at least 1.
+        prompt_lengths: ``[rows]`` int64, tokens of the prompt.
+        target_counts: ``[rows]`` int64, targets, at least 1.
 
     Raises:
-        ValueError: there are no records, every prompt is too long, or the tokenizer has no eos token.
+        ValueError: there are no records, every prompt is too long, the tokenizer has no eos token, or the template
+            cannot write a record.
     """
 
     def __init__(
         self,
         records: Sequence[InstructionRecord],
         tokenizer: PreTrainedTokenizerBase,
-        template: PromptTemplate,
+        template: PromptTemplate | str | None,
         lengths: Lengths,
         *,
-        cache_dir: str | Path | None = None,
+        targets: Targets = "all",
     ) -> None:
         if not records:
             raise ValueError("there are no instruction records: the split is empty")
         self.eos_token_id, self.pad_token_id = special_ids(tokenizer)
-        prompts = [template.format(record.instruction, record.input) for record in records]
-        responses = [record.responses[0] for record in records]
+        self.template = bind_template(template, tokenizer)
+        encoder = RowEncoder(self.template, tokenizer, check_targets(targets))
         settings = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "eos_token_id": self.eos_token_id,
             "max_length": lengths.max_length,
             "max_prompt_length": lengths.max_prompt_length,
+            "shorten_conversations": lengths.shorten_conversations,
+            **encoder.identity(),
         }
         columns, self.from_cache = load_or_build(
-            cache_dir,
+            lengths.cache_dir,
             "instructions",
             settings,
-            (text for pair in zip(prompts, responses, strict=True) for text in pair),
-            lambda: _encode(tokenizer, prompts, responses, self.eos_token_id, lengths),
+            encoder.texts(records),
+            lambda: _encode(encoder, records, lengths),
         )
         # The file holds an empty row for each dropped prompt, so that it tells which ones they are.
         kept = np.flatnonzero(columns["prompt_ids"].lengths)
         self.num_dropped = len(records) - len(kept)
         if not len(kept):
-            shortest = min(len(ids) for ids in _tokenize(tokenizer, prompts))
+            shortest = min(len(row.prompt) for row in encoder.encode(records))
             raise ValueError(
                 f"each of the {len(records)} prompts has more than max_prompt_length={lengths.max_prompt_length} tokens"
                 f" (the shortest has {shortest}): raise max_prompt_length, or use a shorter template"
             )
-        self.records = tuple(records[row] for row in kept.tolist())
         self._columns, self._kept = columns, kept
-        self.num_truncated = sum(int(columns["response_ids"][row][-1] != self.eos_token_id) for row in kept.tolist())
-        self.target_counts = torch.from_numpy(columns["response_ids"].lengths[kept])
-        self.lengths = torch.from_numpy(columns["prompt_ids"].lengths[kept]) + self.target_counts
+        lost = [int(columns["lost_turns"][row][0]) for row in kept.tolist()]
+        self.num_shortened = sum(map(bool, lost))
+        self.records = tuple(
+            reduce(lambda record, _: _without_oldest(record) or record, range(count), records[row])
+            for row, count in zip(kept.tolist(), lost, strict=True)
+        )
+        self.fixed_date = encoder.fixed_date(self.records)
+        self.prompt_lengths = torch.from_numpy(columns["prompt_ids"].lengths[kept])
+        self.lengths = self.prompt_lengths + torch.from_numpy(columns["response_ids"].lengths[kept])
+        ends = (self.eos_token_id, encoder.end_of_turn)
+        self.num_truncated = sum(
+            length >= lengths.max_length and columns["response_ids"][row][-1] not in ends
+            for length, row in zip(self.lengths.tolist(), kept.tolist(), strict=True)
+        )
+        spans = [columns["target_spans"][row] for row in kept.tolist()]
+        self.target_counts = torch.tensor([int((edges[1::2] - edges[::2]).sum()) for edges in spans])
+
+    def prompt_text(self, row: int) -> str:
+        """Return the prompt of a row as text."""
+        return prompt_text(self.template, self.records[row])
 
     def __len__(self) -> int:
         return len(self.records)
@@ -131,17 +165,27 @@ class EncodedInstructions:
         return PromptBatch(input_ids=input_ids, attention_mask=mask, indices=torch.tensor(rows))
 
     def token_batch(self, indices: Indices, normalizer: float) -> TokenBatch:
-        """Return prompts with their responses, padded on the right to the longest; the responses are the targets.
+        """Return prompts with their responses, padded on the right to the longest, with all targets.
 
         Args:
             indices: ``[B]`` rows in ``[0, len(self))``, at least one.
             normalizer: summed losses are divided by it; ``TokenBatch`` says by what number.
         """
+        batch = self.response_batch(indices, normalizer)
+        target_mask = torch.zeros_like(batch.target_mask)
+        for place, row in enumerate(batch.indices.tolist()):
+            edges = self._columns["target_spans"][self._kept[row]].tolist()
+            for start, stop in zip(edges[::2], edges[1::2], strict=True):
+                target_mask[place, start:stop] = True
+        return replace(batch, target_mask=target_mask)
+
+    def response_batch(self, indices: Indices, normalizer: float) -> TokenBatch:
+        """Return the same rows as :meth:`token_batch`, with the tokens of the response, and no others, as targets."""
         rows = as_rows(indices, len(self))
-        pairs = [np.concatenate([column[self._kept[row]] for column in self._columns.values()]) for row in rows]
+        names = ("prompt_ids", "response_ids")
+        pairs = [np.concatenate([self._columns[name][self._kept[row]] for name in names]) for row in rows]
         input_ids, mask = pad(pairs, self.pad_token_id, left=False)
-        prompt_lengths = self.lengths[rows] - self.target_counts[rows]
-        target_mask = mask & (torch.arange(input_ids.shape[1]) >= prompt_lengths[:, None])
+        target_mask = mask & (torch.arange(input_ids.shape[1]) >= self.prompt_lengths[rows][:, None])
         return TokenBatch(input_ids, mask, target_mask, indices=torch.tensor(rows), normalizer=float(normalizer))
 
     def evaluation_batch(self, indices: Indices) -> EvaluationBatch:
@@ -152,9 +196,10 @@ class EncodedInstructions:
         """
         rows = as_rows(indices, len(self))
         records = [self.records[row] for row in rows]
+        num_targets = (self.lengths[rows] - self.prompt_lengths[rows]).sum()
         return EvaluationBatch(
             prompts=self.prompt_batch(rows),
-            tokens=self.token_batch(rows, normalizer=float(self.target_counts[rows].sum())),
+            tokens=self.response_batch(rows, normalizer=float(num_targets)),
             references=tuple(record.responses for record in records),
             tasks=tuple(record.task for record in records),
             exact=tuple(record.exact for record in records),
@@ -166,11 +211,11 @@ def encode_records(
     name: str,
     source: RecordSource | Sequence[InstructionRecord],
     tokenizer: PreTrainedTokenizerBase,
-    template: PromptTemplate,
+    template: PromptTemplate | str | None,
     lengths: Lengths,
-    cache_dir: str | Path | None = None,
+    targets: Targets = "all",
 ) -> EncodedInstructions:
-    """Read and tokenise a data set, and tell how many prompts were dropped and how many responses were truncated.
+    """Read and tokenise a data set, and tell how much of it was dropped, shortened and truncated.
 
     Args:
         name: of the data set, for messages.
@@ -178,21 +223,29 @@ def encode_records(
         tokenizer: as the other arguments, for :class:`EncodedInstructions`.
         template: makes the prompts.
         lengths: limits on prompts and pairs.
-        cache_dir: folder for Arrow files.
+        targets: which turns are learned from.
 
     Raises:
         ValueError: data that is missing, empty or lacks a field; the message begins with the name.
     """
     try:
         records = source if isinstance(source, Sequence) else source.load()
-        encoded = EncodedInstructions(records, tokenizer, template, lengths, cache_dir=cache_dir)
+        encoded = EncodedInstructions(records, tokenizer, template, lengths, targets=targets)
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"{name}: {error}") from error
+    if encoded.fixed_date is not None:
+        rank_zero_warn(
+            f"the chat template writes the date, which is {encoded.fixed_date} in all prompts: choose a different one"
+            " with data.datamodule.template.date"
+        )
+    limit = f"more than max_prompt_length={lengths.max_prompt_length} tokens"
     if encoded.num_dropped:
         rank_zero_warn(
-            f"{name}: {encoded.num_dropped} of {len(encoded) + encoded.num_dropped} prompts have more than "
-            f"max_prompt_length={lengths.max_prompt_length} tokens and are dropped"
+            f"{name}: {encoded.num_dropped} of {encoded.num_dropped + len(encoded)} prompts have {limit} and are"
+            " dropped"
         )
+    if encoded.num_shortened:
+        rank_zero_warn(f"{name}: {encoded.num_shortened} prompts have {limit} and have lost their oldest turns")
     rank_zero_info(
         f"{name}: {len(encoded)} records, {encoded.lengths.float().mean():.0f} tokens on average, "
         f"{encoded.num_truncated} responses truncated at max_length={lengths.max_length}"
@@ -211,31 +264,30 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     return int(eos), int(eos if pad_id is None else pad_id)
 
 
-def _encode(
-    tokenizer: PreTrainedTokenizerBase, prompts: list[str], responses: list[str], eos_token_id: int, limits: Lengths
-) -> dict[str, Ragged]:
-    """Return the token ids of prompts and responses; both are empty if the prompt is too long."""
-    prompt_ids = _tokenize(tokenizer, prompts)
-    # Tokenised together, because a generated response continues its prompt (sentencepiece would otherwise begin it
-    # with a space); tokenised apart if a token spans the end of the prompt.
-    pair_ids = _tokenize(tokenizer, [a + b for a, b in zip(prompts, responses, strict=True)])
-    encoded: list[tuple[list[int], list[int]]] = []
-    for prompt, pair, text in zip(prompt_ids, pair_ids, responses, strict=True):
-        if not 0 < len(prompt) <= limits.max_prompt_length:
-            encoded.append(([], []))
-            continue
-        joined = pair[: len(prompt)] == prompt
-        response = pair[len(prompt) :] if joined else _tokenize(tokenizer, [text])[0]
-        encoded.append((prompt, [*response, eos_token_id][: limits.max_length - len(prompt)]))
+def _encode(encoder: RowEncoder, records: Sequence[InstructionRecord], lengths: Lengths) -> dict[str, Ragged]:
+    """Return the token ids of prompts and responses, both empty if the prompt is too long, and the targets."""
+    rows, lost = list(encoder.encode(records)), [0] * len(records)
+    for number, record in enumerate(records):
+        shorter = record if lengths.shorten_conversations else None
+        while len(rows[number].prompt) > lengths.max_prompt_length and shorter is not None:
+            shorter = _without_oldest(shorter)
+            if shorter is not None:
+                lost[number] += 1
+                rows[number] = next(encoder.encode([shorter]))
+        fits = 0 < len(rows[number].prompt) <= lengths.max_prompt_length
+        rows[number] = rows[number].cut(lengths.max_length) if fits else EncodedRow([], [], ())
     return {
-        "prompt_ids": Ragged.from_rows(prompt for prompt, _ in encoded),
-        "response_ids": Ragged.from_rows(response for _, response in encoded),
+        "prompt_ids": Ragged.from_rows(row.prompt for row in rows),
+        "response_ids": Ragged.from_rows(row.response for row in rows),
+        "target_spans": Ragged.from_rows([edge for span in row.spans for edge in span] for row in rows),
+        "lost_turns": Ragged.from_rows([count] for count in lost),
     }
 
 
-def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
-    return ids
+def _without_oldest(record: InstructionRecord) -> InstructionRecord | None:
+    """Return a record without its oldest question and what answers it; ``None`` if it has only one."""
+    shorter = None if record.conversation is None else record.conversation.without_oldest()
+    return None if shorter is None else replace(record, conversation=shorter, instruction=shorter.prompt_text())
 
 
 def as_rows(indices: Indices, num_rows: int) -> list[int]:

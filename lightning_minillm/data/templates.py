@@ -281,5 +281,14 @@ def template_of(template: PromptTemplate, record: InstructionRecord) -> PromptTe
     )
 
 
+def prompt_text(template: PromptTemplate, record: InstructionRecord) -> str:
+    """Return the prompt of a record, as a bound template writes it."""
+    chosen = template_of(template, record)
+    if not isinstance(chosen, ChatTemplate):
+        return chosen.format(record.instruction, record.input)
+    talk = chosen.conversation(record)
+    return chosen.render(talk.turns[:-1], talk.tools, add_generation_prompt=True)
+
+
 def _name(tokenizer: PreTrainedTokenizerBase) -> str:
     return tokenizer.name_or_path or type(tokenizer).__name__

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from lightning_minillm.data import EncodedInstructions, FieldMap, InstructionSource, PromptTemplate, RecordSource
+from lightning_minillm.data import EncodedInstructions, FieldMap, InstructionSource, RecordSource
 from lightning_minillm.files import digest
 
 
@@ -66,13 +66,13 @@ def named_sources(
     return {name: InstructionSource(path, fields=fields or FieldMap(), limit=limit) for name, path in files.items()}
 
 
-def digest_of_data(data: Mapping[str, EncodedInstructions], template: PromptTemplate) -> str:
+def digest_of_data(data: Mapping[str, EncodedInstructions]) -> str:
     """Return a digest of the prompts, responses and tasks of data sets."""
     texts = (
         text
         for name, rows in data.items()
-        for record in rows.records
-        for text in (name, template.format(record.instruction, record.input), *record.responses, record.task)
+        for row, record in enumerate(rows.records)
+        for text in (name, rows.prompt_text(row), *record.responses, record.task)
     )
     return digest("evaluation", texts)
 
@@ -95,6 +95,6 @@ def batches_by_length(dataset: EncodedInstructions, batch_size: int) -> list[lis
     """
     if batch_size < 1:
         raise ValueError(f"the batch size must be at least 1, got {batch_size}")
-    lengths = (dataset.lengths - dataset.target_counts).tolist()
+    lengths = dataset.prompt_lengths.tolist()
     rows = sorted(range(len(dataset)), key=lambda row: (-lengths[row], row))
     return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]

@@ -25,7 +25,7 @@ class PromptSets:
 
     sources: Mapping[str, RecordSource]
     """Instruction records by the name of the data set. With several data sets, its name begins those of metrics."""
-    template: PromptTemplate
+    template: PromptTemplate | str | None
     """Makes the prompts."""
     sampling: SamplingConfig
     """How a model is sampled; ``teacher_mix_alpha`` must be 0."""
@@ -34,6 +34,8 @@ class PromptSets:
     """Maximum number of tokens of prompt and reference; longer references are cut."""
     max_prompt_length: int = 256
     """Maximum number of tokens of a prompt; longer prompts are left out."""
+    shorten_conversations: bool = False
+    """Whether conversations with longer prompts lose their oldest turns instead."""
     batch_size: int = 64
     """Number of rows that one rank processes together."""
     seeds: Sequence[int] = (10, 20, 30, 40, 50)
@@ -55,7 +57,17 @@ class PromptSets:
                 "every model is sampled on its own here: set teacher_mix_alpha=0, got"
                 f" {self.sampling.teacher_mix_alpha}"
             )
-        Lengths(self.max_length, self.max_prompt_length)  # checks them
+        _ = self.lengths  # checks them
+
+    @property
+    def lengths(self) -> Lengths:
+        """The limits as one object."""
+        return Lengths(
+            self.max_length,
+            self.max_prompt_length,
+            shorten_conversations=self.shorten_conversations,
+            cache_dir=self.cache_dir,
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -82,9 +94,8 @@ class PromptSets:
         Raises:
             ValueError: data is missing, is empty or lacks a field.
         """
-        lengths = Lengths(self.max_length, self.max_prompt_length)
         for name, source in self.sources.items():
-            self.data[name] = encode_records(name, source, tokenizer, self.template, lengths, self.cache_dir)
+            self.data[name] = encode_records(name, source, tokenizer, self.template, self.lengths)
 
     def batches(self) -> list[list[int]]:
         """Return all items, seed by seed, each data set's rows in batches of prompts of similar length."""
@@ -116,7 +127,7 @@ class PromptSets:
             "batch_size": self.batch_size,
             "max_length": self.max_length,
             "max_prompt_length": self.max_prompt_length,
-            "data": digest_of_data(self.data, self.template),
+            "data": digest_of_data(self.data),
         }
 
 

@@ -82,7 +82,7 @@ class PhaseShare:
 
     def references(self, prompts: PromptBatch) -> RolloutBatch:
         """Return the data set's responses to prompts."""
-        tokens = self.train_set.token_batch(prompts.indices.cpu(), normalizer=1.0)
+        tokens = self.train_set.response_batch(prompts.indices.cpu(), normalizer=1.0)
         return given_responses(prompts, tokens.to(prompts.input_ids.device))
 
     def gather(self, text: RolloutBatch) -> RolloutBatch:

@@ -25,7 +25,8 @@ from lightning_minillm.cli.build import (
 from lightning_minillm.cli.config import CONFIG_MODULE, HYDRA_VERSION, build, build_all, compose_config, to_plain
 from lightning_minillm.cli.paper import PAPER
 from lightning_minillm.cli.recipe import command as recipe
-from lightning_minillm.data import DistillationDataModule
+from lightning_minillm.data import DistillationDataModule, as_template
+from lightning_minillm.data.templates import TEMPLATES
 from lightning_minillm.evaluation import Evaluation, GenerationEvaluation, PromptSets
 from lightning_minillm.losses import TokenLoss
 from lightning_minillm.modules import CausalLMModule
@@ -179,6 +180,13 @@ def check_data(name, given):
     else:
         sizes = build(config["data"]["prepare"]["sizes"])
         assert sizes.train > sizes.test > 0
+
+
+def check_template(name, given):
+    config = compose_train(given, "data=instructions", f"data/template={name}")
+    template = build_datamodule(config["data"], build_models(config["student"], None).tokenizer).template
+    assert type(template) is TEMPLATES[name]
+    assert type(as_template(name)) is type(as_template(f"{name.title()}Template")) is type(template)
 
 
 def check_corpus(name, given):
@@ -351,6 +359,7 @@ CHECKS = {
     "sampling": check_sampling,
     "evaluation": check_evaluation,
     "evaluation/prompts": check_prompts,
+    "data/template": check_template,
     "experiment": check_experiment,
     "paper/size": lambda name, given: check_paper(name, "init", given),
     "paper/method": lambda name, given: check_paper("gpt2_120m", name, given),

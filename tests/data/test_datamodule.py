@@ -141,7 +141,7 @@ def test_dropped_prompts_are_reported_once(make, tmp_path):
 
 def test_cache_dir_serves_all_sets(make, tmp_path):
     for from_cache in (False, True):
-        data = make(cache_dir=tmp_path / "cache")
+        data = make(lengths=Lengths(96, 64, cache_dir=tmp_path / "cache"))
         data.prepare_data()
         sets = (data.train_set, data.validation_set, data.test_set, data.lm_corpus)
         assert [part.from_cache for part in sets] == [from_cache] * 4

@@ -178,7 +178,8 @@ def test_a_tokenizer_without_eos_is_refused(records):
 def test_cache_gives_the_same_batches(records, tokenizer, tmp_path):
     def make(**kwargs):
         settings = {"records": records, "template": PlainTemplate(), "lengths": LENGTHS} | kwargs
-        return EncodedInstructions(tokenizer=tokenizer, **settings, cache_dir=tmp_path)
+        settings["lengths"] = replace(settings["lengths"], cache_dir=tmp_path)
+        return EncodedInstructions(tokenizer=tokenizer, **settings)
 
     long = [*records, replace(records[0], instruction="x " * 300)]
     first, second = make(records=long), make(records=long)

@@ -132,8 +132,7 @@ class CalibrationEvaluation(Evaluation):
             ],
             tokenizer,
             self.template,
-            Lengths(self.max_prompt_length + _ROOM_FOR_WORDS, self.max_prompt_length),
-            cache_dir=self.cache_dir,
+            Lengths(self.max_prompt_length + _ROOM_FOR_WORDS, self.max_prompt_length, cache_dir=self.cache_dir),
         )
         if rows.num_truncated:
             raise ValueError(
@@ -164,7 +163,7 @@ class CalibrationEvaluation(Evaluation):
     def identity(self) -> dict[str, Any]:
         """Return the name, the batch size, and a digest of prompts, label words and labels."""
         rows = {name: data.rows for name, data in self.data.items()}
-        return {"name": self.name, "batch_size": self.batch_size, "data": digest_of_data(rows, self.template)}
+        return {"name": self.name, "batch_size": self.batch_size, "data": digest_of_data(rows)}
 
     def step(self, pair: ModelPair, items: Sequence[int]) -> list[Record]:
         """Score the label words of a batch of examples: the log-probability of each under the prompt."""

@@ -192,7 +192,7 @@ class RetrievalEvaluation(Evaluation):
 
     def identity(self) -> dict[str, Any]:
         """Return the name, the batch size, and a digest of the pairs of passage and question."""
-        return {"name": self.name, "batch_size": self.batch_size, "data": digest_of_data(self.rows, self.template)}
+        return {"name": self.name, "batch_size": self.batch_size, "data": digest_of_data(self.rows)}
 
     def step(self, pair: ModelPair, items: Sequence[int]) -> list[Record]:
         """Score the candidates of a batch of questions: log p(question | passage) of each."""
