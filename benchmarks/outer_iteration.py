@@ -86,6 +86,8 @@ class TokenRows:
         targets = mask & (torch.arange(ids.shape[1]) >= self._prompt_lengths[indices][:, None])
         return TokenBatch(ids, mask, targets, indices, normalizer)
 
+    response_batch = token_batch  # the response is all that is learned from
+
 
 class WorkloadData(LightningDataModule):
     """A workload as a data module: a ``types.TrainingData``.

@@ -119,7 +119,7 @@ _TABLE: tuple[tuple[Kind, str], ...] = (
         FLAG,
         "eval_first trust_remote_code keep_unfinished keep_special_tokens single_step weight_single_step"
         " length_normalize swap_order recompute_logprobs gradient_checkpointing activation_offload offload cpu_offload"
-        " gather_for_rollouts save_distributed_checkpoint save_weights_only enable_version_counter offline",
+        " shorten_conversations gather_for_rollouts save_distributed_checkpoint save_weights_only enable_version_counter offline",
     ),
     (one_of("auto", "never"), ".resume"),
     (one_of("min", "max"), "monitor_mode"),
@@ -137,7 +137,9 @@ _TABLE: tuple[tuple[Kind, str], ...] = (
     (one_of("auto", "latin", "unicode", "characters"), "words"),
     (TEXT | NULL, "fallback"),
     (one_of("lines", "paragraphs", "files"), "documents_are"),
-    (NODE, ".optimizer .module .validation .trainer datamodule.template"),
+    (NODE, ".optimizer .module .validation .trainer"),
+    (one_of("alpaca", "auto", "chat", "plain", "raw"), "datamodule.template"),
+    (one_of("all", "last"), "datamodule.targets"),
     (TEXT, ".name .output_dir .cache_dir .shared_dir .output .monitor"),
     (TEXT | NULL, ".ckpt_path"),
 )

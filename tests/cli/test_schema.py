@@ -35,7 +35,10 @@ def composed(command, *overrides):
         ("eval_first=yes_please", "eval_first must be true or false, got 'yes_please'"),
         ("resume=maybe", "resume must be auto or never, got 'maybe'"),
         ("output_dir=''", "output_dir must be text, got ''"),
-        ("data.datamodule.template=ChatTemplate", "data.datamodule.template must be a node with _target_"),
+        (
+            "data.datamodule.template=ChatTemplate",
+            "data.datamodule.template must be alpaca or auto or chat or plain or raw, got 'ChatTemplate'",
+        ),
         ("max_steps=ten batch_size=x", "max_steps must be .*; batch_size must be "),
     ],
 )

@@ -30,6 +30,8 @@ class PromptSet:
     def token_batch(self, indices: Tensor, normalizer: float) -> TokenBatch:
         return cut_tokens(random_tokens(len(self)), indices, normalizer)
 
+    response_batch = token_batch
+
 
 class Loader:
     """A sized loader over given batches; Lightning would take a list for several loaders."""
