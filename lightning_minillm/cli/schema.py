@@ -119,7 +119,8 @@ _TABLE: tuple[tuple[Kind, str], ...] = (
         FLAG,
         "eval_first trust_remote_code keep_unfinished keep_special_tokens single_step weight_single_step"
         " length_normalize swap_order recompute_logprobs gradient_checkpointing activation_offload offload cpu_offload"
-        " shorten_conversations gather_for_rollouts save_distributed_checkpoint save_weights_only enable_version_counter offline",
+        " shorten_conversations gather_for_rollouts"
+        " save_distributed_checkpoint save_weights_only enable_version_counter offline",
     ),
     (one_of("auto", "never"), ".resume"),
     (one_of("min", "max"), "monitor_mode"),
