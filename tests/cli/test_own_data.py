@@ -31,7 +31,7 @@ def test_home_is_found_in_overrides_and_in_files(home):
     cfg.cache_dir = "~/cache"  # as from a file
     config = to_plain(cfg, KEYS)
     assert config["data"]["datamodule"]["train"]["path"] == f"{home}/mine"
-    assert config["data"]["datamodule"]["cache_dir"] == f"{home}/cache/tokens"
+    assert config["data"]["datamodule"]["lengths"]["cache_dir"] == f"{home}/cache/tokens"
 
 
 @pytest.mark.parametrize("value", ["name=main", "revision=v1"])

@@ -180,7 +180,7 @@ def test_a_checkpoint_recognises_its_data(make):
     state = make().state_dict()
     make().load_state_dict(state)
     make().load_state_dict({})
-    make(train=generate_records("train", 40), cache_dir=None).load_state_dict(state)  # the same records from elsewhere
+    make(train=generate_records("train", 40)).load_state_dict(state)  # the same records from elsewhere
     fewer = generate_records("train", 39)
     with pytest.raises(
         ValueError, match=r"changed since the checkpoint \(train: 40 records then, 39 now\): resume with"
