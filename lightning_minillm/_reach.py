@@ -1,4 +1,4 @@
-"""Every reach past the public interface of torch, transformers and Lightning, in one place.
+"""Every reach past the public interface of torch, torchmetrics, transformers and Lightning, in one place.
 
 Each function says what it reaches for and why; ``tests/test_reach.py`` fails when a new version of a dependency renames
 or changes it. No other module reads a name with a leading underscore from an object that is not ours.
@@ -9,18 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, tzinfo
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.strategies import ModelParallelStrategy
+    from torchmetrics import Metric
     from transformers import PretrainedConfig, PreTrainedModel
 
+_Metric = TypeVar("_Metric", bound="Metric")
 _ALLOCATION_FAILURES = ("out of memory", "can't allocate memory", "failed to allocate")
 
 
@@ -172,3 +175,26 @@ def batch_progress(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """
     progress: dict[str, Any] = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     return progress
+
+
+def keep_float64(metric: type[_Metric]) -> type[_Metric]:
+    """Have the states of a metric that are float64 stay where they are when it is moved to a device without float64.
+
+    Torchmetrics moves states in ``_apply``, which every ``to`` ends in. A class decorator.
+    """
+    move = metric._apply
+
+    def move_what_can(self: Metric, function: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> nn.Module:
+        @wraps(function)  # torchmetrics decides by the name of the function
+        def move_or_keep(tensor: Tensor) -> Tensor:
+            try:
+                return function(tensor)
+            except TypeError:  # MPS
+                if tensor.dtype != torch.float64:
+                    raise
+                return tensor
+
+        return move(self, move_or_keep, *args, **kwargs)
+
+    metric._apply = move_what_can  # type: ignore[assignment, method-assign]  # the decorator's purpose
+    return metric

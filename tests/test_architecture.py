@@ -29,6 +29,7 @@ ALLOWED = {
     ("distributed/placement.py", "lightning"),  # the type of a trainer
     ("_reach.py", "lightning"),
     ("_reach.py", "transformers"),
+    ("_reach.py", "torchmetrics"),
 }
 NEVER = {"wandb"}
 

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.data import DataLoader
+from torchmetrics import Metric
 
 from lightning_minillm import _reach
 
@@ -29,7 +30,7 @@ def test_running_out_of_memory_is_told_from_other_errors():
 
 def test_one_entry_of_a_distributed_checkpoint_is_read(tmp_path):
     weights = {"layer.weight": torch.arange(6.0).view(2, 3), "layer.bias": torch.ones(2)}
-    dcp.save({"state_dict": weights, "optimizer_0": {"step": torch.tensor(3)}}, checkpoint_id=tmp_path, no_dist=True)
+    dcp.save({"state_dict": weights, "optimizer_0": {"step": torch.tensor(3)}}, checkpoint_id=tmp_path)
     loaded = _reach.load_distributed(tmp_path, "state_dict")
     assert loaded.keys() == weights.keys()
     assert all(torch.equal(loaded[name], weights[name]) for name in weights)
@@ -164,3 +165,28 @@ def test_chat_templates_are_told_the_time_that_is_given(make_tokenizer):
         assert tokenizer.apply_chat_template(messages, tokenize=False) == "31 Jan 2025"
         assert asked()
     assert tokenizer.apply_chat_template(messages, tokenize=False) == datetime.now().strftime("%d %b %Y")
+
+
+def test_states_in_float64_stay_off_a_device_without_it():
+    @_reach.keep_float64
+    class Sum(Metric):
+        def __init__(self):
+            super().__init__()
+            self.add_state("exact", torch.zeros((), dtype=torch.float64))
+            self.add_state("count", torch.zeros(()))
+
+        def update(self, value):
+            self.exact += value
+
+        def compute(self):
+            return self.exact
+
+    def without_float64(tensor):
+        if tensor.dtype == torch.float64:
+            raise TypeError("no float64")
+        return tensor.to("meta")
+
+    metric = Sum()._apply(without_float64)
+    assert (metric.exact.device.type, metric.count.device.type) == ("cpu", "meta")
+    assert Sum().to("meta").exact.device.type == "meta"
+    assert Sum().half().exact.dtype == torch.float64  # torchmetrics ignores conversions of the dtype

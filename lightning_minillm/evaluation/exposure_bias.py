@@ -70,7 +70,7 @@ class ExposureBiasEvaluation(PromptItems, Evaluation):
     def _errors(self, pair: ModelPair, text: TokenBatch) -> list[list[float]]:
         """Return KL(teacher || student) of each target token, row by row."""
         values = pair_divergences(pair, text, {"kl": forward_kl}, self.prompts.sampling)["kl"]
-        return [row.tolist() for row in torch.split(values.double().cpu(), text.target_mask.sum(-1).tolist())]
+        return [row.tolist() for row in torch.split(values.cpu().double(), text.target_mask.sum(-1).tolist())]
 
     def summarise(self, name: str, records: Sequence[Record]) -> Findings:
         """Compute metrics and curves."""

@@ -38,7 +38,7 @@ def row_sums(values: Tensor, mask: Tensor) -> list[float]:
         [3.0, 3.0]
     """
     rows = mask.cpu().nonzero()[:, 0]
-    sums: list[float] = torch.zeros(len(mask), dtype=torch.float64).index_add_(0, rows, values.double().cpu()).tolist()
+    sums: list[float] = torch.zeros(len(mask), dtype=torch.float64).index_add_(0, rows, values.cpu().double()).tolist()
     return sums
 
 

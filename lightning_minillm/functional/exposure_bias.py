@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_minillm.functional.precision import near_float64
+
 _ROUNDING = 1e-6
 """Nats a step below which a difference is rounding."""
 
@@ -35,6 +37,7 @@ def accumulated_error(errors: Tensor, mask: Tensor, num_lengths: int) -> Tensor:
     """
     if errors.shape[1] > num_lengths:
         raise ValueError(f"responses of {errors.shape[1]} tokens do not fit into num_lengths={num_lengths}")
+    errors, mask = near_float64(errors), near_float64(mask)
     steps = torch.zeros(len(errors), num_lengths, dtype=torch.float64, device=errors.device)
     steps[:, : errors.shape[1]] = errors.double().masked_fill(~mask, 0)
     return steps.cumsum(-1)

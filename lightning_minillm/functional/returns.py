@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_minillm.functional.precision import near_float64
+
 ReturnStart = Literal["current", "next"]
 Whitening = Literal["none", "response", "all"]
 
@@ -105,8 +107,9 @@ def whitening_sums(returns: Tensor, mask: Tensor, mode: Whitening, width: int | 
             changes nothing. ``None`` means T.
 
     Returns:
-        ``[3]`` float64.
+        ``[3]`` float64; on the CPU if the device has no float64.
     """
+    returns, mask = near_float64(returns), near_float64(mask)
     values = returns.double().masked_fill(~mask, 0)
     count = mask.sum() if mode == "response" else torch.tensor(returns.shape[0] * (width or returns.shape[1]))
     return torch.stack([count.to(values), values.sum(), values.square().sum()])
@@ -136,4 +139,4 @@ def whiten(returns: Tensor, sums: Tensor, epsilon: float = 1e-8) -> Tensor:
         raise ValueError("whitening over no element: every response of the optimiser step is empty")
     mean = total / count
     variance = (squares / count - mean.square()).clamp_min(0)
-    return ((returns.double() - mean) * (variance + epsilon).rsqrt()).to(returns.dtype)
+    return ((near_float64(returns).double() - mean) * (variance + epsilon).rsqrt()).to(returns.dtype).to(returns.device)

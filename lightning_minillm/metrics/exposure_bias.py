@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_minillm._reach import keep_float64
 from lightning_minillm.functional.exposure_bias import accumulated_error, exposure_bias_curves
 
 
+@keep_float64
 class ExposureBias(Metric):
     """Accumulated regret, oracle error and excess accumulated error of every length up to ``num_lengths``.
 

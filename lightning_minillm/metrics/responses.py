@@ -16,6 +16,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.functional.text.rouge import rouge_score
 
+from lightning_minillm._reach import keep_float64
 from lightning_minillm.metrics.words import Words, check_words, choose_words, normalize, split_words
 
 
@@ -59,6 +60,7 @@ def exact_match(response: str, references: Sequence[str], words: Words = "auto")
     return normalize(response, chosen) in {normalize(reference, chosen) for reference in references}
 
 
+@keep_float64
 class _RowMean(Metric):
     """Mean over rows and ranks of a score in percent; NaN if there were no rows.
 

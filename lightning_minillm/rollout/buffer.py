@@ -23,6 +23,7 @@ from lightning_minillm.batch_sizes import BatchSizes, divide, rescale_position
 from lightning_minillm.checks import check_range
 from lightning_minillm.data.batches import shuffle_seed
 from lightning_minillm.distributed.placement import ModelPlacement, OneCopy
+from lightning_minillm.functional.precision import near_float64
 from lightning_minillm.functional.returns import Whitening, whiten, whitening_sums
 from lightning_minillm.rollout.batching import concatenate_rollouts, select_rollouts
 from lightning_minillm.types import PolicyBatch, RolloutBatch, TokenBatch
@@ -160,7 +161,7 @@ class RolloutBuffer:
             counts.append(mask[rows].sum())
             sums.append(whitening_sums(self._returns[rows], mask[rows], self.whiten, self.max_response_length))
         self._sums = self.placement.sum_over_data(torch.stack(sums))
-        self._counts = self.placement.sum_over_data(torch.stack(counts).double())
+        self._counts = self.placement.sum_over_data(near_float64(torch.stack(counts)).double())
 
     def _batch(self, position: int) -> PolicyBatch:
         assert self._rollouts is not None
