@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import resource
+import math
 import sys
 import time
 from typing import Any
@@ -29,9 +29,16 @@ def count_tokens(batch: Any) -> int:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Return the peak memory so far in GiB: allocated by torch on a GPU, resident set of the process on a CPU."""
+    """Return the peak memory so far in GiB: allocated by torch on a GPU, resident set of the process on a CPU.
+
+    ``NaN`` where the system does not tell (Windows).
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        import resource
+    except ImportError:
+        return math.nan
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 

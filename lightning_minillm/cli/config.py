@@ -16,7 +16,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_minillm.cli import tracking
-from lightning_minillm.cli.own_data import expand_home, expand_overrides, settle_data
 from lightning_minillm.cli.paper import PAPER, check_paper
 from lightning_minillm.cli.repeats import check_repeats
 from lightning_minillm.cli.schema import check_values, nearest, unread_keys
@@ -38,7 +37,8 @@ def quote(value: Any) -> str:
         >>> print(quote("it's a path, with a comma"))
         'it\\'s a path, with a comma'
     """
-    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
+    text = re.sub(r"(\\+)(?='|\Z)", r"\1\1", str(value))  # a backslash has no meaning elsewhere, as in C:\Users
+    return "'" + text.replace("'", "\\'") + "'"
 
 
 _RESOLVERS: dict[str, Callable[..., Any]] = {
@@ -70,8 +70,7 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """
     check_repeats(overrides)
     with hydra_is_ready():
-        overrides = expand_overrides(quote_numbers(overrides))
-        return check_paper(settle_data(compose(name, overrides=overrides)))
+        return check_paper(compose(name, overrides=quote_numbers(overrides)))
 
 
 def hydra_is_ready() -> AbstractContextManager[None]:
@@ -116,7 +115,7 @@ def to_plain(cfg: DictConfig | Mapping[str, Any], known_keys: Iterable[str]) -> 
     check_values(raw)  # first, since keys refer to others by these values
     plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     check_values(plain)
-    return {str(key): expand_home(value) for key, value in plain.items() if key != PAPER}
+    return {str(key): value for key, value in plain.items() if key != PAPER}
 
 
 def _missing(node: Any, path: str = "") -> Iterator[str]:

@@ -1,10 +1,12 @@
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from lightning_minillm.cli.config import (
     build,
     build_all,
     compose_config,
+    quote,
     quote_numbers,
     to_plain,
 )
@@ -103,3 +105,11 @@ def test_numbers_that_name_files_are_quoted(override, quoted):
 
 def test_groups_are_chosen_by_number():
     assert compose_config("train", ["devices=4"]).trainer.devices == 4
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/a/it's, here", r"C:\Users\me", "C:\\ends\\", r"\\server\it's", "a=b (c) {d}", "ü", "'", "\\'", "tab\there"],
+)
+def test_a_quoted_path_is_read_as_it_was(path):
+    assert OverridesParser.create().parse_override(f"data.path={quote(path)}").value() == path

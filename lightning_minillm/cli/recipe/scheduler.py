@@ -12,14 +12,16 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.table import Table
 
+from lightning_minillm.cli.console import quiet_libraries
 from lightning_minillm.cli.errors import EXPECTED, RecipeError
 from lightning_minillm.cli.recipe.stages import (
     LOG_FILE,
@@ -97,19 +99,21 @@ class _Parallel:
     workers: int
     console: Console
     done: dict[str, bool] = field(default_factory=dict)
-    running: dict[str, ForkServerProcess] = field(default_factory=dict)
+    running: dict[str, BaseProcess] = field(default_factory=dict)
     started: dict[str, float] = field(default_factory=dict)
     ended: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> dict[str, bool]:
         """Run all stages."""
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(list(_PRELOADED))
+        methods = multiprocessing.get_all_start_methods()
+        context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")  # on Windows
+        if "forkserver" in methods:
+            context.set_forkserver_preload(list(_PRELOADED))
         threads = max(1, available_cores() // self.workers)
         with self._display() as refresh:
             try:
                 while len(self.done) < len(self.stages):
-                    self._start_ready(context, threads)
+                    self._start_ready(context.Process, threads)
                     if self.running:
                         wait([process.sentinel for process in self.running.values()], _REFRESH_SECONDS)
                     self._collect()
@@ -118,7 +122,7 @@ class _Parallel:
                 self._stop_all()
         return {stage.name: self.done[stage.name] for stage in self.stages}
 
-    def _start_ready(self, context: multiprocessing.context.ForkServerContext, threads: int) -> None:
+    def _start_ready(self, make_process: Callable[..., BaseProcess], threads: int) -> None:
         for stage in self.stages:
             if stage.name in self.done or stage.name in self.running or not set(stage.needs) <= set(self.done):
                 continue
@@ -127,7 +131,7 @@ class _Parallel:
                 self.done[stage.name] = False
                 self._say(f"{stage.name}: kept")
             elif len(self.running) < self.workers:
-                process = context.Process(target=_run_in_child, args=(stage, fingerprint, threads), name=stage.name)
+                process = make_process(target=_run_in_child, args=(stage, fingerprint, threads), name=stage.name)
                 process.start()
                 self.running[stage.name] = process
                 self.started[stage.name] = time.monotonic()
@@ -204,6 +208,7 @@ def _run_in_child(stage: Stage, fingerprint: str, threads: int) -> None:
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     _end_with_parent()
+    quiet_libraries()
     torch.set_num_threads(threads)
     run_stage(stage, fingerprint)
 
