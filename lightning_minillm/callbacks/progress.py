@@ -20,7 +20,7 @@ class CollectsRollouts(Protocol):
     rollout_listeners: list[ProgressListener]
 
 
-def _listen(module: LightningModule, listener: ProgressListener, *, stop: bool = False) -> None:
+def listen(module: LightningModule, listener: ProgressListener, *, stop: bool = False) -> None:
     """Add a listener to the module's, at most once, or remove it."""
     if isinstance(module, CollectsRollouts):
         others = [other for other in module.rollout_listeners if other != listener]
@@ -38,11 +38,11 @@ class RolloutProgressBar(RichProgressBar):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start to listen to the module's rollouts."""
         super().setup(trainer, pl_module, stage)
-        _listen(pl_module, self._on_rollout)
+        listen(pl_module, self._on_rollout)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stop listening."""
-        _listen(pl_module, self._on_rollout, stop=True)
+        listen(pl_module, self._on_rollout, stop=True)
         super().teardown(trainer, pl_module, stage)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -107,11 +107,11 @@ class ProgressFile(Callback):
         """Start to listen to the module's rollouts."""
         if trainer.is_global_zero:
             self._state["max_steps"] = trainer.max_steps if stage == "fit" else None
-            _listen(pl_module, self._on_rollout)
+            listen(pl_module, self._on_rollout)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the last state."""
-        _listen(pl_module, self._on_rollout, stop=True)
+        listen(pl_module, self._on_rollout, stop=True)
         self._write(trainer, force=True)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:

@@ -89,15 +89,18 @@ _TABLE: tuple[tuple[Kind, str], ...] = (
     ),
     (
         whole(0),
-        "seed teacher_seed split_seed min_new_tokens top_k no_repeat_ngram_size num_warmup_steps num_sanity_val_steps"
-        " max_retries log_every_n_steps",
+        "seed teacher_seed min_new_tokens top_k no_repeat_ngram_size num_warmup_steps num_sanity_val_steps max_retries"
+        " log_every_n_steps",
     ),
     (
         COUNT | NULL,
         "micro_batch_size lm_batch_size lm_max_length limit limits.train limits.validation limits.test num_questions"
         " num_candidates max_requests max_total_tokens max_tokens replicas",
     ),
-    (number(0), "lr eps weight_decay coef pg_coef initializer_range temperature tolerance backoff clip_range alpha"),
+    (
+        number(0),
+        "lr eps weight_decay coef pg_coef initializer_range temperature tolerance backoff clip_range alpha interval",
+    ),
     (whole(-1), "save_top_k"),
     (POSITIVE, "timeout"),
     (POSITIVE | NULL, "teacher_reward_temperature loss_temperature reward_scaling"),
@@ -108,7 +111,7 @@ _TABLE: tuple[tuple[Kind, str], ...] = (
         " embd_pdrop attn_pdrop min_lr_rate head_mass",
     ),
     (number(0, 1, "(]"), "top_p"),
-    (number(0, 1, "[)"), "dropout_lora shares.validation shares.test"),
+    (number(0, 1, "[)"), "dropout_lora"),
     (number(0, 1, "[)") | NULL, "model.dropout"),
     (FLAG | NULL, "training.dropout"),
     (list_of(number(0, 1, "[)"), "two numbers in [0, 1)", lambda length: length == 2), "betas"),

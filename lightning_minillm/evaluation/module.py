@@ -151,18 +151,23 @@ class EvaluationModule(LightningModule):
             self._files.append(placement_of(self.trainer).data_rank, records)
 
 
+def label_of(module: LightningModule) -> str:
+    """Return the names of a module's model and evaluation, for displays of progress."""
+    names: list[str | None] = []
+    if isinstance(module, EvaluationModule):
+        names = [module.about.get("name"), module.evaluation.name if module.evaluation else None]
+    return " ".join(filter(None, names)) or "Evaluating"
+
+
 class EvaluationProgressBar(RichProgressBar):
     """Lightning's rich progress bar, labelled with the model and the evaluation."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Read the names of model and evaluation."""
         super().setup(trainer, pl_module, stage)
-        names: list[str | None] = []
-        if isinstance(pl_module, EvaluationModule):
-            names = [pl_module.about.get("name"), pl_module.evaluation.name if pl_module.evaluation else None]
-        self._label = " ".join(filter(None, names))
+        self._label = label_of(pl_module)
 
     @property
     def test_description(self) -> str:
         """Text before the bar."""
-        return self._label or "Evaluating"
+        return self._label
