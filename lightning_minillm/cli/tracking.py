@@ -58,7 +58,7 @@ def tracked(loggers: Sequence[Logger], folder: Path, config: Mapping[str, Any]) 
         config: resolved.
     """
     from lightning.pytorch.loggers import WandbLogger  # here, since the resolvers above are needed at once
-    from lightning.pytorch.utilities import rank_zero_only
+    from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
     rank_zero_only(_log_start)(loggers, folder, config)
     exit_code = 1
@@ -68,7 +68,10 @@ def tracked(loggers: Sequence[Logger], folder: Path, config: Mapping[str, Any]) 
     finally:
         for logger in loggers:
             if isinstance(logger, WandbLogger):
+                place = Path(logger.experiment.dir).parent
                 logger.experiment.finish(exit_code)
+                if place.name.startswith("offline-run"):
+                    rank_zero_info(f"Weights & Biases: the run is in {place}; `wandb sync {place}` uploads it")
 
 
 def _log_start(loggers: Sequence[Logger], folder: Path, config: Mapping[str, Any]) -> None:

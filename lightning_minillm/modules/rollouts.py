@@ -25,12 +25,14 @@ import time
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lightning_minillm.batch_sizes import BatchSizes
 from lightning_minillm.functional.kl_estimators import k1
 from lightning_minillm.functional.policy_gradient import importance_weights
+from lightning_minillm.functional.precision import near_float64
 from lightning_minillm.losses import TokenLoss
 from lightning_minillm.models import ModelFactory
 from lightning_minillm.modules.base import CausalLMModule
@@ -138,6 +140,9 @@ class RolloutModule(CausalLMModule):
         """
         lm_stream = None if self.pretraining_loss is None else data.lm_stream
         self._check_offload(lm_stream)
+        if self.rollouts.num_rollouts > (prompts := len(data.train_set)):
+            repeated = "so that every phase has some of them more than once"
+            rank_zero_warn(f"num_rollouts={self.rollouts.num_rollouts}: more than the {prompts} prompts, {repeated}")
         buffer = RolloutBuffer(
             self.rollouts.num_rollouts,
             BatchSizes(data.batch_size, data.micro_batch_size, self.placement.data_world_size),
@@ -219,8 +224,9 @@ class RolloutModule(CausalLMModule):
         if self.rollouts.source.is_on_policy and rollouts.teacher_logprobs is not None:
             columns["reverse_kl"] = k1(rollouts.student_logprobs, rollouts.teacher_logprobs) * weights
             columns["importance_weight"] = weights
-        sums = [column.masked_fill(~mask, 0).sum(dtype=torch.float64) for column in columns.values()]
-        totals = self.placement.sum_over_data(torch.stack([*sums, mask.sum(dtype=torch.float64)]))
+        summands = [*(column.masked_fill(~mask, 0) for column in columns.values()), mask]
+        sums = [near_float64(values).sum(dtype=torch.float64) for values in summands]
+        totals = self.placement.sum_over_data(torch.stack(sums))
         values = {name: total / totals[-1] for name, total in zip(columns, totals, strict=False)}
         values["response_length"] = totals[-1] / self.rollouts.num_rollouts
         logged: dict[str, Any] = {name: value.float() for name, value in values.items()}

@@ -323,6 +323,15 @@ def test_sizes_that_do_not_divide_stop_before_any_rollout(make_minillm, make_dat
         make_trainer(max_steps=1).fit(make_minillm(num_rollouts=20), make_data())
 
 
+def test_more_rollouts_than_prompts_are_said(make_minillm, make_data, recwarn):
+    module = make_minillm(num_rollouts=24)
+    with pytest.warns(UserWarning, match="num_rollouts=24: more than the 20 prompts, so that every phase"):
+        module.build_train_loader(make_data())
+    recwarn.clear()
+    make_minillm(num_rollouts=16).build_train_loader(make_data())
+    assert not [warning for warning in recwarn if "num_rollouts" in str(warning.message)]
+
+
 def test_a_pad_token_of_its_own_gives_the_same_run(
     make_model, make_tokenizer, make_prompts, make_data, make_trainer, adamw, weights_of
 ):
