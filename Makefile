@@ -23,13 +23,14 @@ endif
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 WANDB_MODE=offline
 PYTEST := $(OFFLINE) $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: help install quickstart test test-all lint format docs bench bench-gpu wheel
+.PHONY: help install quickstart test test-all test-versions lint format docs bench bench-gpu wheel
 
 help:
 	@echo "install     make $(VENV) and install the package in it, with the tested versions"
 	@echo "quickstart  the whole procedure on the built-in data set (ARGS='seed=1' for overrides)"
 	@echo "test        the tests, with coverage"
 	@echo "test-all    also those marked slow, and those that need a GPU where there is one"
+	@echo "test-versions  a part of them with the lowest and the newest dependencies (PYTHONS='python3.10 python3.13')"
 	@echo "lint        ruff and mypy"
 	@echo "format      ruff, with changes"
 	@echo "docs        the documentation as a web site in outputs/site, without a network; warnings are errors"
@@ -54,6 +55,10 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(PYTEST) --cov --cov-report=term $(ARGS)
+
+PYTHONS ?= $(PYTHON)
+test-versions: $(STAMP)
+	$(BIN)/python tools/test_versions.py outputs/versions $(addprefix --python ,$(PYTHONS))
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -47,6 +47,7 @@ class _InPlaceLayer(CacheLayerMixin):
     def __init__(self, extent: _Extent, sliding_window: int | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # transformers has no types here
         self._extent = extent
+        self.is_initialized = False  # transformers 4.56 has no such attribute
         self.sliding_window = sliding_window
         self.is_sliding = sliding_window is not None
         self.length = 0

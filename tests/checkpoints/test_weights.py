@@ -22,7 +22,7 @@ def saved(request, tmp_path):
         torch.save({**rest, "state_dict": layer.state_dict(), "optimizer_states": [{"step": 1}]}, path)
     else:
         content = {"state_dict": layer.state_dict(), "optimizer_0": {"step": torch.tensor(1)}}
-        dcp.save(content, checkpoint_id=path, no_dist=True)
+        dcp.save(content, checkpoint_id=path)
         torch.save(rest, path / "meta.pt")
     return layer, path
 
