@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -141,6 +142,9 @@ def build_trainer(
 
     Returns:
         The trainer, and the callbacks by their name in the configuration.
+
+    Raises:
+        ValueError: Lightning cannot make it on this machine.
     """
     node = dict(config["trainer"])
     if sizes is not None:
@@ -157,11 +161,23 @@ def build_trainer(
         "enable_checkpointing": "best" in callbacks or "last" in callbacks,
     }
     make = build({**node, "_partial_": True})
-    return make(callbacks=[*callbacks.values(), *extra_callbacks], logger=loggers or False), callbacks
+    try:
+        trainer = make(callbacks=[*callbacks.values(), *extra_callbacks], logger=loggers or False)
+    except MisconfigurationException as error:  # such as a GPU that is not there
+        raise ValueError(f"the trainer cannot be made as configured: {error}") from error
+    return trainer, callbacks
 
 
-def announce(config: Config, sizes: BatchSizes) -> None:
-    """Print the steps, batches and phases of a run before it starts, and warn of what is probably not meant."""
+def announce(config: Config, sizes: BatchSizes, device: str = "cpu") -> None:
+    """Print the steps, batches and phases of a run before it starts, and warn of what is probably not meant.
+
+    Args:
+        config: the run's.
+        sizes: of its batches.
+        device: type of the devices, such as ``cuda``.
+    """
+    if device == "mps":
+        rank_zero_info("MPS has no float64: sums over tokens and rows are computed on the CPU")
     warmup = (config["scheduler"] or {}).get("num_warmup_steps", 0)
     if warmup > config["max_steps"]:
         rank_zero_warn(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
@@ -18,7 +19,6 @@ from lightning_minillm.cli.config import CONFIG_PATH, HYDRA_VERSION, compose_con
 from lightning_minillm.cli.console import quiet_libraries
 from lightning_minillm.cli.errors import FULL_ERROR, short_errors
 from lightning_minillm.cli.explain import COMPOSING, check_words, explain
-from lightning_minillm.cli.own_data import check_own_data, expand_overrides, settle_data
 from lightning_minillm.cli.paper import check_paper
 from lightning_minillm.cli.places import check_places
 from lightning_minillm.cli.schema import KEYS
@@ -59,14 +59,18 @@ def run_command(name: str, target: str) -> None:
         target: ``module:function``; the function takes the composed configuration. If it returns a number, a search
             such as Optuna's optimises it.
     """
-    sys.argv[1:] = expand_overrides(quote_numbers(sys.argv[1:]))
+    sys.argv[1:] = [_with_home(word) for word in quote_numbers(sys.argv[1:])]
     _check_flags(name)
     given = get_args_parser().parse_args()
     with short_errors():
         check_words(given.overrides)
+        if _sweeps(given) and any(word.lstrip("+").startswith("output_dir=") for word in given.overrides):
+            raise ValueError(
+                "output_dir has no effect in a sweep: give the folder of all its jobs, hydra.sweep.dir=..."
+            )
         try:
             if _runs_once(given):
-                _check(compose_config(name, given.overrides), name, given.overrides)
+                _check(compose_config(name, given.overrides), name)
             _run(name, target)
         except COMPOSING as error:
             raise ValueError(explain(error, name, given.overrides)) from error
@@ -82,7 +86,7 @@ def _run(name: str, target: str) -> None:
         with open_dict(cfg):
             cfg.output_dir = HydraConfig.get().runtime.output_dir  # which differs in a job of a sweep
         with short_errors():
-            _check(check_paper(settle_data(cfg)), name, HydraConfig.get().overrides.task)
+            _check(check_paper(cfg), name)
             quiet_libraries()
             command: Callable[[DictConfig], Any] = resolve_name(target)
             result = command(cfg)
@@ -101,18 +105,20 @@ def _restore(full_error: str | None) -> None:
         os.environ[FULL_ERROR] = full_error
 
 
-def _check(cfg: DictConfig, name: str, overrides: Iterable[str]) -> None:
-    config = to_plain(cfg, KEYS[name].split())
-    check_own_data(config, overrides)
-    check_places(config)
+def _check(cfg: DictConfig, name: str) -> None:
+    check_places(to_plain(cfg, KEYS[name].split()))
+
+
+def _sweeps(given: Namespace) -> bool:
+    """Whether the command line asks for many runs."""
+    return given.multirun or any(word.startswith(("sweep=", "+sweep=", "hydra.mode=M")) for word in given.overrides)
 
 
 def _runs_once(given: Namespace) -> bool:
     """Whether the command line asks for one run, whose configuration can be composed before Hydra makes folders."""
     shows = given.help or given.hydra_help or given.cfg or given.info or given.shell_completion
     other = given.config_name or given.config_path or given.config_dir or given.experimental_rerun
-    sweeps = given.multirun or any(word.lstrip("+").startswith(("sweep=", "hydra.mode=")) for word in given.overrides)
-    return not (shows or other or sweeps)
+    return not (shows or other or _sweeps(given))
 
 
 def _check_flags(name: str) -> None:
@@ -127,3 +133,9 @@ def _check_flags(name: str) -> None:
                 file=sys.stderr,
             )
             sys.exit(2)
+
+
+def _with_home(word: str) -> str:
+    """Expand ``~`` at the start of a value, which the shell leaves alone behind ``=``."""
+    key, equals, value = word.partition("=")
+    return f"{key}={Path.home()}{value[1:]}" if equals and (value == "~" or value.startswith("~/")) else word

@@ -74,7 +74,7 @@ def train(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     module = build_module(config, models)
     datamodule = build_datamodule(config["data"], models.tokenizer)
     runs.start_run(folder, config)
-    announce(config, sizes)
+    announce(config, sizes, trainer.strategy.root_device.type)
 
     with tracked(trainer.loggers, folder, config):
         started = time.perf_counter()

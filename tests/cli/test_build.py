@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lightning_minillm.batch_sizes import BatchSizes
+from lightning_minillm.cli import build
 from lightning_minillm.cli.build import announce, batch_sizes, build_models, build_trainer, world_size
 
 
@@ -78,3 +79,21 @@ def test_a_warm_up_that_never_ends_is_said(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         announce({**config, "scheduler": None}, BatchSizes(8, 2))
+
+
+def test_what_mps_lacks_is_said_once(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(build, "rank_zero_info", said.append)
+    config = {"name": "x", "max_steps": 10, "module": {}, "output_dir": str(tmp_path), "scheduler": None}
+    for device in ("cpu", "cuda", "mps"):
+        announce(config, BatchSizes(8, 2), device)
+    assert [text for text in said if "MPS" in text] == [
+        "MPS has no float64: sums over tokens and rows are computed on the CPU"
+    ]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device")
+def test_a_device_that_is_not_there_is_named(tmp_path):
+    node = {"_target_": "lightning.Trainer", "accelerator": "cuda"}
+    with pytest.raises(ValueError, match=r"the trainer cannot be made as configured: .*CUDAAccelerator"):
+        build_trainer({"trainer": node, "output_dir": str(tmp_path)})

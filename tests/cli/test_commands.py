@@ -82,6 +82,9 @@ def test_usage_of_the_other_commands_imports_nothing_heavy(command):
         ("teacher=pretrained teacher.path=./nowhere", "teacher.path=./nowhere: there is no folder 'nowhere'"),
         ("ckpt_path=./best.ckpt", "ckpt_path=./best.ckpt: there is no file or folder 'best.ckpt'"),
         ("output_dir=file.txt/run", "output_dir=file.txt/run: '{}/file.txt' is a file; give a folder"),
+        ("-m seed=1,2 output_dir=runs", "output_dir has no effect in a sweep: give the folder of all its jobs, hydra."),
+        ("sweep=ablation output_dir=runs", "output_dir has no effect in a sweep"),
+        ("-m seed=1,2 max_stepz=1", "there is no key max_stepz; did you mean max_steps?"),
         ("paper/size=gpt2_120m", "paper/size=gpt2_120m needs a method"),
     ],
 )
@@ -133,6 +136,7 @@ def work(cfg):
 def test_expected_errors_are_printed(answer, monkeypatch, error, tmp_path):
     monkeypatch.setattr(work, "error", error, raising=False)
     monkeypatch.setattr(commands, "resolve_name", lambda target: work)
+    monkeypatch.setattr(commands, "quiet_libraries", lambda: None)
     code, printed = answer("train", f"output_dir={tmp_path}/run")
     assert work.seen.output_dir == f"{tmp_path}/run"
     assert code == 1
@@ -148,6 +152,7 @@ def test_errors_of_the_code_keep_their_traceback(monkeypatch, capsys, tmp_path):
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     monkeypatch.setattr(work, "error", KeyError("a mistake in the code"), raising=False)
     monkeypatch.setattr(commands, "resolve_name", lambda target: work)
+    monkeypatch.setattr(commands, "quiet_libraries", lambda: None)
     monkeypatch.setattr(sys, "argv", ["minillm-train", f"output_dir={tmp_path}/run"])
     with pytest.raises((SystemExit, KeyError)) as raised:
         commands.run_command("train", "tests.nowhere:work")

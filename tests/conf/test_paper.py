@@ -156,6 +156,7 @@ def jobs(monkeypatch, tmp_path):
             seen.append((cfg.name, cfg.seed, cfg.student.path))
 
         monkeypatch.setattr(commands, "resolve_name", lambda target: note)
+        monkeypatch.setattr(commands, "quiet_libraries", lambda: None)
         monkeypatch.setattr(commands, "to_plain", lambda cfg, keys: {"output_dir": "."})  # not every value is given
         commands.train()
         return seen
