@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from pkgutil import resolve_name
 from typing import Any
 
@@ -19,6 +18,7 @@ from lightning_minillm.cli.config import CONFIG_PATH, HYDRA_VERSION, compose_con
 from lightning_minillm.cli.console import quiet_libraries
 from lightning_minillm.cli.errors import FULL_ERROR, short_errors
 from lightning_minillm.cli.explain import COMPOSING, check_words, explain
+from lightning_minillm.cli.own_data import check_own_data, expand_overrides, settle_data
 from lightning_minillm.cli.paper import check_paper
 from lightning_minillm.cli.places import check_places
 from lightning_minillm.cli.schema import KEYS
@@ -59,7 +59,7 @@ def run_command(name: str, target: str) -> None:
         target: ``module:function``; the function takes the composed configuration. If it returns a number, a search
             such as Optuna's optimises it.
     """
-    sys.argv[1:] = [_with_home(word) for word in quote_numbers(sys.argv[1:])]
+    sys.argv[1:] = expand_overrides(quote_numbers(sys.argv[1:]))
     _check_flags(name)
     given = get_args_parser().parse_args()
     with short_errors():
@@ -70,7 +70,7 @@ def run_command(name: str, target: str) -> None:
             )
         try:
             if _runs_once(given):
-                _check(compose_config(name, given.overrides), name)
+                _check(compose_config(name, given.overrides), name, given.overrides)
             _run(name, target)
         except COMPOSING as error:
             raise ValueError(explain(error, name, given.overrides)) from error
@@ -86,7 +86,7 @@ def _run(name: str, target: str) -> None:
         with open_dict(cfg):
             cfg.output_dir = HydraConfig.get().runtime.output_dir  # which differs in a job of a sweep
         with short_errors():
-            _check(check_paper(cfg), name)
+            _check(check_paper(settle_data(cfg)), name, HydraConfig.get().overrides.task)
             quiet_libraries()
             command: Callable[[DictConfig], Any] = resolve_name(target)
             result = command(cfg)
@@ -105,8 +105,10 @@ def _restore(full_error: str | None) -> None:
         os.environ[FULL_ERROR] = full_error
 
 
-def _check(cfg: DictConfig, name: str) -> None:
-    check_places(to_plain(cfg, KEYS[name].split()))
+def _check(cfg: DictConfig, name: str, overrides: Iterable[str]) -> None:
+    config = to_plain(cfg, KEYS[name].split())
+    check_own_data(config, overrides)
+    check_places(config)
 
 
 def _sweeps(given: Namespace) -> bool:
@@ -133,9 +135,3 @@ def _check_flags(name: str) -> None:
                 file=sys.stderr,
             )
             sys.exit(2)
-
-
-def _with_home(word: str) -> str:
-    """Expand ``~`` at the start of a value, which the shell leaves alone behind ``=``."""
-    key, equals, value = word.partition("=")
-    return f"{key}={Path.home()}{value[1:]}" if equals and (value == "~" or value.startswith("~/")) else word

@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_minillm.cli import tracking
+from lightning_minillm.cli.own_data import expand_home, expand_overrides, settle_data
 from lightning_minillm.cli.paper import PAPER, check_paper
 from lightning_minillm.cli.repeats import check_repeats
 from lightning_minillm.cli.schema import check_values, nearest, unread_keys
@@ -70,7 +71,8 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """
     check_repeats(overrides)
     with hydra_is_ready():
-        return check_paper(compose(name, overrides=quote_numbers(overrides)))
+        overrides = expand_overrides(quote_numbers(overrides))
+        return check_paper(settle_data(compose(name, overrides=overrides)))
 
 
 def hydra_is_ready() -> AbstractContextManager[None]:
@@ -115,7 +117,7 @@ def to_plain(cfg: DictConfig | Mapping[str, Any], known_keys: Iterable[str]) -> 
     check_values(raw)  # first, since keys refer to others by these values
     plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     check_values(plain)
-    return {str(key): value for key, value in plain.items() if key != PAPER}
+    return {str(key): expand_home(value) for key, value in plain.items() if key != PAPER}
 
 
 def _missing(node: Any, path: str = "") -> Iterator[str]:

@@ -25,9 +25,9 @@ KEYS = schema.KEYS["generate"].split()
 def generate(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Sample responses to every prompt and write them as instruction records.
 
-    Each line has ``instruction``, ``input``, ``output``, ``task``, ``exact``, ``row``, ``sample`` (the number of the
-    response to its prompt), ``tokens`` and ``finished``. Responses are kept in the folder ``<output>.partial`` until
-    all of them exist; then the file is written and the folder removed. An interrupted run resumes from the folder.
+    The fields of a line are those of :class:`~lightning_minillm.evaluation.GenerationEvaluation`. Responses are kept in
+    the folder ``<output>.partial`` until all of them exist; then the file is written and the folder removed. An
+    interrupted run resumes from the folder.
 
     Args:
         cfg: as composed from ``conf/generate.yaml``.
@@ -55,7 +55,8 @@ def generate(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     findings = run_evaluation(trainer, module, evaluation, partial)
     metrics = {name: values[0] for name, values in findings.values.items()}
     left_out = evaluation.num_responses - metrics["responses"]
-    metrics["empty"] = left_out - metrics["unfinished"] if left_out else 0
+    unfinished = 0 if config["keep_unfinished"] else metrics["unfinished"]
+    metrics["empty"] = left_out - unfinished
     metrics["dropped_prompts"] = evaluation.prompts.num_dropped
     rank_zero_only(_write)(output, partial, evaluation)
     rank_zero_only(write_json)(Path(config["output_dir"]) / runs.METRICS_FILE, metrics)
@@ -68,7 +69,7 @@ def generate(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     if left_out:
         limit = evaluation.prompts.sampling.max_new_tokens
         rank_zero_warn(
-            f"{left_out} of {evaluation.num_responses} responses are left out: {metrics['unfinished']} did not end"
+            f"{left_out} of {evaluation.num_responses} responses are left out: {unfinished} did not end"
             f" within sampling.max_new_tokens={limit} tokens, and {metrics['empty']} are empty; raise it, or keep them"
             " with keep_unfinished=true"
         )

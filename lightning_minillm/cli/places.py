@@ -49,5 +49,14 @@ def _files(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "ckpt_path", config.get("ckpt_path")
     data, sets = config.get("data") or {}, config.get("data_sets")
     if not data.get("prepare"):  # otherwise it is written first
-        yield "data.path", data.get("path")
+        for key in ("path", "train", "validation", "test"):
+            yield from ((f"data.{key}", path) for path in _each(data.get(key)))
+        for name, source in (data.get("sources") or {}).items():
+            if isinstance(source, Mapping):
+                yield from ((f"data.sources.{name}.path", path) for path in _each(source.get("path")))
     yield from ((f"data_sets.{name}", path) for name, path in (sets if isinstance(sets, Mapping) else {}).items())
+
+
+def _each(path: Any) -> list[Any]:
+    """Return one or several paths as a list."""
+    return path if isinstance(path, list) else [path]

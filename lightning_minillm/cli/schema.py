@@ -89,8 +89,8 @@ _TABLE: tuple[tuple[Kind, str], ...] = (
     ),
     (
         whole(0),
-        "seed teacher_seed min_new_tokens top_k no_repeat_ngram_size num_warmup_steps num_sanity_val_steps max_retries"
-        " log_every_n_steps",
+        "seed teacher_seed split_seed min_new_tokens top_k no_repeat_ngram_size num_warmup_steps num_sanity_val_steps"
+        " max_retries log_every_n_steps",
     ),
     (
         COUNT | NULL,
@@ -111,7 +111,7 @@ _TABLE: tuple[tuple[Kind, str], ...] = (
         " embd_pdrop attn_pdrop min_lr_rate head_mass",
     ),
     (number(0, 1, "(]"), "top_p"),
-    (number(0, 1, "[)"), "dropout_lora"),
+    (number(0, 1, "[)"), "dropout_lora shares.validation shares.test"),
     (number(0, 1, "[)") | NULL, "model.dropout"),
     (FLAG | NULL, "training.dropout"),
     (list_of(number(0, 1, "[)"), "two numbers in [0, 1)", lambda length: length == 2), "betas"),

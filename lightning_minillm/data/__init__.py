@@ -6,7 +6,7 @@ from lightning_minillm.data.corpus import CorpusSource, PackedCorpus
 from lightning_minillm.data.datamodule import BatchOptions, DistillationDataModule
 from lightning_minillm.data.encoding import EncodedInstructions, Lengths, encode_records
 from lightning_minillm.data.records import FieldMap, InstructionRecord
-from lightning_minillm.data.sources import InstructionSource, RecordSource, load_instructions
+from lightning_minillm.data.sources import InstructionSource, RecordSource, Shares, SplitSource, load_instructions
 from lightning_minillm.data.synthetic import (
     SyntheticSizes,
     SyntheticSource,
@@ -45,7 +45,9 @@ __all__ = [
     "PromptTemplate",
     "RawTemplate",
     "RecordSource",
+    "Shares",
     "ShuffledStream",
+    "SplitSource",
     "SyntheticSizes",
     "SyntheticSource",
     "TokenLoader",

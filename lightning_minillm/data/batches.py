@@ -8,7 +8,7 @@ tokens of the global batch, whatever the number of ranks.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar, Protocol
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lightning_minillm.batch_sizes import BatchSizes, rescale_position
 from lightning_minillm.data.encoding import EncodedInstructions
+from lightning_minillm.data.mixing import Mixture
 from lightning_minillm.types import EvaluationBatch, TokenBatch
 
 # --- order ----------------------------------------------------------------------------------------------------------
@@ -35,9 +36,24 @@ def epoch_permutation(num_rows: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(num_rows, generator=generator)
 
 
+@lru_cache(maxsize=4)
+def mixed_epoch(mixture: Mixture, seed: int, epoch: int) -> Tensor:
+    """Return the order ``[rows]`` int64 of one epoch of a mixture. Do not write to it: it is shared.
+
+    Each source goes through permutations of its own rows, over all epochs, so that none of its rows comes again before
+    all others have come; the parts of the epoch are then shuffled together.
+    """
+    parts = [
+        rows[ShuffledStream(len(rows), shuffle_seed(seed, number)).indices(epoch * count, count)]
+        for number, (rows, count) in enumerate(zip(mixture.rows, mixture.counts, strict=True))
+    ]
+    joined = torch.cat(parts)
+    return joined[epoch_permutation(len(joined), seed, epoch)]
+
+
 @dataclass(frozen=True)
 class ShuffledStream:
-    """Endless sequence of row numbers: one permutation of the rows after another.
+    """Endless sequence of row numbers: one permutation of the rows, or one epoch of a mixture, after another.
 
     The stream has no state. A position is one integer, so resuming means continuing from it, and every rank can name
     the rows of any step without communication.
@@ -55,12 +71,26 @@ class ShuffledStream:
     """Rows of the data set, at least 1."""
     seed: int
     """Any integer of at least 0."""
+    mixture: Mixture | None = None
+    """Of the rows, if their sources have weights."""
+
+    @classmethod
+    def of(cls, dataset: Sized, seed: int) -> ShuffledStream:
+        """Return the order of a data set's rows."""
+        mixture = dataset.mixture if isinstance(dataset, EncodedInstructions) else None
+        return cls(len(dataset), seed, mixture)
 
     def __post_init__(self) -> None:
         if self.num_rows < 1:
             raise ValueError(f"num_rows must be at least 1, got {self.num_rows}: check that the data set is not empty")
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
+
+    def epoch(self, number: int) -> Tensor:
+        """Return the order ``[num_rows]`` int64 of one epoch. Do not write to it: it is shared."""
+        if self.mixture is not None:
+            return mixed_epoch(self.mixture, self.seed, number)
+        return epoch_permutation(self.num_rows, self.seed, number)
 
     def indices(self, start: int, count: int) -> Tensor:
         """Return the rows ``[count]`` int64 at positions ``start`` to ``start + count - 1``, which have no upper bound.
@@ -73,7 +103,7 @@ class ShuffledStream:
         pieces = [torch.empty(0, dtype=torch.int64)]
         while count > 0:
             epoch, offset = divmod(start, self.num_rows)
-            piece = epoch_permutation(self.num_rows, self.seed, epoch)[offset : offset + count]
+            piece = self.epoch(epoch)[offset : offset + count]
             pieces.append(piece)
             start += len(piece)
             count -= len(piece)
@@ -138,7 +168,7 @@ class Dealer:
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
-        self.order = ShuffledStream(len(dataset), seed)
+        self.order = ShuffledStream.of(dataset, seed)
 
     @property
     def accumulation(self) -> int:
@@ -189,7 +219,7 @@ class TokenLoader(Dealer):
         epoch, position = self._state
         start = position if self._resumed and epoch == self.epoch else 0
         self._resumed = False
-        order = epoch_permutation(len(self.dataset), self.order.seed, self.epoch).split(self.batch_size)
+        order = self.order.epoch(self.epoch).split(self.batch_size)
         for number in range(start, len(self)):
             step, micro = divmod(number, self.accumulation)
             self._state = (self.epoch, number + 1)

@@ -8,11 +8,13 @@ from functools import cached_property
 from typing import Any
 
 from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
 from lightning_minillm.batch_sizes import BatchSizes, divide
 from lightning_minillm.data.batches import EvaluationLoader, LMStream, TokenLoader
 from lightning_minillm.data.chat import Targets, check_targets
+from lightning_minillm.data.contents import contents_of_corpus, contents_of_records, describe_change
 from lightning_minillm.data.corpus import DocumentSource, PackedCorpus
 from lightning_minillm.data.encoding import EncodedInstructions, Lengths, encode_records
 from lightning_minillm.data.records import InstructionRecord
@@ -172,6 +174,36 @@ class DistillationDataModule(LightningDataModule):
             if source is not None:
                 self._data_set(split)
         _ = self.lm_corpus
+
+    @cached_property
+    def contents(self) -> dict[str, dict[str, Any]]:
+        """Numbers and digests of training and validation records and of the corpus, as far as there are any."""
+        splits = [split for split in ("train", "validation") if self.sources[split] is not None]
+        found = {split: contents_of_records(self._data_set(split).records) for split in splits}
+        corpus = self.lm_corpus
+        return found | ({"corpus": contents_of_corpus(corpus)} if isinstance(corpus, PackedCorpus) else {})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the contents, by which a resumed run recognises its data."""
+        return {"contents": self.contents}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Compare the data with those of a checkpoint.
+
+        Raises:
+            ValueError: training records or corpus have changed, so that positions in them mean something else.
+        """
+        before = state.get("contents", {})
+        changes = {name: describe_change(before[name], now) for name, now in self.contents.items() if name in before}
+        if validation := changes.pop("validation", ""):
+            rank_zero_warn(
+                f"validation data have changed since the checkpoint: {validation}; metrics are not comparable"
+            )
+        if found := [f"{name}: {change}" for name, change in changes.items() if change]:
+            raise ValueError(
+                f"the data have changed since the checkpoint ({'; '.join(found)}): resume with the data that it was "
+                "made with, or start again with resume=never or a different output_dir"
+            )
 
     def setup(self, stage: str) -> None:
         """Check that the batch size divides over the ranks."""

@@ -20,8 +20,9 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_minillm.data.cache import Ragged, load_or_build, tokenizer_fingerprint
 from lightning_minillm.data.chat import EncodedRow, Targets, check_targets
+from lightning_minillm.data.mixing import Mixture
 from lightning_minillm.data.records import InstructionRecord
-from lightning_minillm.data.sources import RecordSource
+from lightning_minillm.data.sources import RecordSource, SplitSource
 from lightning_minillm.data.templates import PromptTemplate, bind_template, prompt_text
 from lightning_minillm.data.token_rows import RowEncoder
 from lightning_minillm.types import EvaluationBatch, PromptBatch, TokenBatch
@@ -87,6 +88,7 @@ class EncodedInstructions:
         lengths: ``[rows]`` int64, tokens of prompt and response.
         prompt_lengths: ``[rows]`` int64, tokens of the prompt.
         target_counts: ``[rows]`` int64, targets, at least 1.
+        mixture: the sources of the rows, if they have weights.
 
     Raises:
         ValueError: there are no records, every prompt is too long, the tokenizer has no eos token, or the template
@@ -104,6 +106,7 @@ class EncodedInstructions:
     ) -> None:
         if not records:
             raise ValueError("there are no instruction records: the split is empty")
+        self.mixture: Mixture | None = None
         self.eos_token_id, self.pad_token_id = special_ids(tokenizer)
         self.template = bind_template(template, tokenizer)
         encoder = RowEncoder(self.template, tokenizer, check_targets(targets))
@@ -231,6 +234,9 @@ def encode_records(
     try:
         records = source if isinstance(source, Sequence) else source.load()
         encoded = EncodedInstructions(records, tokenizer, template, lengths, targets=targets)
+        if isinstance(source, SplitSource) and source.weights is not None:
+            encoded.mixture = Mixture.of([record.source for record in encoded.records], source.weights)
+            rank_zero_info(f"{name}: {encoded.mixture}")
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"{name}: {error}") from error
     if encoded.fixed_date is not None:

@@ -33,6 +33,8 @@ class InstructionRecord:
     """Whether there is one right answer, so that exact match makes sense."""
     conversation: Conversation | None = None
     """The turns, if the record has turns; ``instruction`` is then those before the response, as text to show."""
+    source: str = ""
+    """Name of the source in a mixture of several."""
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,9 @@ def find_split(path: str | Path, split: str, name: str | None = None, revision: 
         ValueError: several of the data set's splits could be meant.
     """
     local = Path(path).expanduser()
-    if (local / "dataset_dict.json").is_file():
+    if (local / "state.json").is_file():  # one split without a name
+        present = []
+    elif (local / "dataset_dict.json").is_file():
         present = list(read_json(local / "dataset_dict.json")["splits"])
     elif local.is_dir():
         files = folder_files(local)

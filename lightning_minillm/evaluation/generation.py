@@ -20,12 +20,14 @@ class GenerationEvaluation(PromptItems, Evaluation):
     """Samples one or more responses to every prompt and keeps them.
 
     The rows of :meth:`texts` have ``instruction``, ``input``, ``output``, ``task``, ``exact``, ``row`` and ``sample``
-    (the number of the response to its prompt), ``tokens``, and ``finished`` (whether the response ended with eos).
+    (the number of the response to its prompt), ``tokens``, and ``finished`` (whether the response ended with eos). The
+    rows of conversations have ``messages``, ending with the response, and ``tools`` if there are any, instead of
+    ``instruction``, ``input`` and ``output``.
 
     Args:
         prompts: the data set, with one seed.
         num_samples: responses per prompt; at least 1.
-        keep_unfinished: also keep responses that reach ``max_new_tokens`` or are empty.
+        keep_unfinished: also keep responses that reach ``max_new_tokens`` or, except in conversations, are empty.
         keep_special_tokens: write special tokens, such as marks of thoughts, tool calls or infilling, in the text, all
             but the one that ends the response; a tokenizer reads them as special tokens again.
 
@@ -92,6 +94,7 @@ class GenerationEvaluation(PromptItems, Evaluation):
             _with_special_tokens(pair.tokenizer, ids[: length - ended].tolist())
             for ids, length, ended in zip(rollouts.response_ids, lengths, finished, strict=True)
         ]
+        talks = [data.records[row].conversation for row in rows]
         return [
             {
                 "item": items[place],
@@ -105,8 +108,9 @@ class GenerationEvaluation(PromptItems, Evaluation):
                 "tokens": lengths[place],
                 "finished": finished[place],
                 **({} if marked[place] is None else {MARKED: marked[place]}),
+                **({} if talk is None else {"messages": talk.messages()[:-1], "tools": list(talk.tools)}),
             }
-            for place, row in enumerate(rows)
+            for place, (row, talk) in enumerate(zip(rows, talks, strict=True))
         ]
 
     def findings(self, records: Sequence[Record]) -> Findings:
@@ -135,14 +139,24 @@ class GenerationEvaluation(PromptItems, Evaluation):
 
     def texts(self, records: Sequence[Record]) -> dict[str, list[Record]]:
         """Return the responses that are kept, sample by sample in the order of the prompts."""
-        hidden = ("item", MARKED)
-        rows = [{key: value for key, value in record.items() if key not in hidden} for record in self._kept(records)]
-        return {"responses": rows}
+        return {"responses": [_as_row(record) for record in self._kept(records)]}
 
     def _kept(self, records: Sequence[Record]) -> list[Record]:
         if self.keep_special_tokens:
             records = [{**record, "output": record.get(MARKED, record["output"])} for record in records]
-        return [record for record in records if self.keep_unfinished or (record["finished"] and record["output"])]
+        if self.keep_unfinished:
+            return [record for record in records if record["output"] or "messages" not in record]
+        return [record for record in records if record["finished"] and record["output"]]
+
+
+def _as_row(record: Record) -> Record:
+    """Return the row that training reads."""
+    row = {key: value for key, value in record.items() if key not in ("item", MARKED)}
+    if "messages" not in row:
+        return row
+    messages = [*row.pop("messages"), {"role": "assistant", "content": row.pop("output")}]
+    talk = {"messages": messages} | ({"tools": row["tools"]} if row["tools"] else {})
+    return talk | {key: value for key, value in row.items() if key not in ("instruction", "input", "tools")}
 
 
 def _with_special_tokens(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str | None:

@@ -24,6 +24,7 @@ _TOKENIZER_FILES = (
 _LOCAL_FLAGS = ("is_local", "local_files_only")
 _CLASSES = {"TokenizersBackend": "PreTrainedTokenizerFast"}  # of transformers 5 alone: a class that every version has
 _ROTARY_NAMES = {"gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}}
+_LAYERED = ("gemma3_text", "gemma3n_text", "olmo3")  # known to transformers 4, with an embedding per kind of layer
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
@@ -39,8 +40,8 @@ def rename_rotary_fields(config: Mapping[str, Any]) -> dict[str, Any]:
         key: rename_rotary_fields(value) if isinstance(value, Mapping) else value for key, value in config.items()
     }
     rope = config.get("rope_parameters")
-    if not isinstance(rope, Mapping):
-        return result
+    if not isinstance(rope, Mapping) or (_FULL in rope and config.get("model_type") not in _LAYERED):
+        return result  # the older names would replace the embeddings of all kinds of layers
     main = rope.get(_FULL, rope)
     sliding = rope.get(_SLIDING)
     names = _ROTARY_NAMES.get(str(config.get("model_type")), {})

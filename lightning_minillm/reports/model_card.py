@@ -118,7 +118,10 @@ def write_model_card(folder: Path, config: Mapping[str, Any], metrics: Mapping[s
 
 def describe_run(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> ModelCard:
     """Return the card of a run from its configuration and ``metrics.json``."""
-    data = {key: config["data"].get(key) for key in ("train", "validation")}
+    places = config["data"]
+    data = {key: places.get(key) or places.get("path") for key in ("train", "validation")}
+    if places.get("sources"):
+        data["train"] = ", ".join(f"{name} ({source['path']})" for name, source in places["sources"].items())
     corpus = (config["data"].get("datamodule") or {}).get("lm_corpus")
     data["pretraining text"] = corpus.get("path") if isinstance(corpus, Mapping) else corpus
     best = metrics.get("best")

@@ -73,7 +73,7 @@ class PhaseShare:
     def __init__(self, train_set: PromptSet, buffer: RolloutBuffer) -> None:
         self.train_set = train_set
         self.buffer = buffer
-        self._order = ShuffledStream(len(train_set), buffer.seed)
+        self._order = ShuffledStream.of(train_set, buffer.seed)
 
     def prompts(self, phase: int) -> PromptBatch:
         """Return this rank's prompts of a phase."""

@@ -2,6 +2,7 @@
 
 import json
 
+import lightning as L
 import pytest
 
 WORDS = [f"w{i}" for i in range(1, 37)]
@@ -64,3 +65,28 @@ def train_overrides(folders, data_overrides):
         "logger=csv",
         "callbacks.progress=null",
     ]
+
+
+class Stop(L.Callback):
+    """Break a run off, as a crash would."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step == self.step:
+            raise RuntimeError("stopped")
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """``stop_at(step)`` makes the next runs break off after that optimiser step; ``stop_at(None)`` none."""
+    from lightning_minillm.cli import train as module
+
+    build_trainer = module.build_trainer
+
+    def set_step(step):
+        extra = () if step is None else (Stop(step),)
+        monkeypatch.setattr(module, "build_trainer", lambda config, sizes: build_trainer(config, sizes, extra))
+
+    return set_step

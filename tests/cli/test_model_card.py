@@ -18,7 +18,7 @@ def test_a_run_writes_the_card_beside_the_student(train_overrides, folders, tmp_
         f"| base model | {folders}/model |",
         f"| teacher | {folders}/teacher |",
         "| method | KDModule with KDLoss |",
-        f"| train | {folders}/train.jsonl |",
+        f"| train | {folders} |",
         f"| val/rougeL | {metrics['best']['value']:.4g} |",
         "| optimizer.lr | 0.001 |",
         "| batch_size | 4 |",

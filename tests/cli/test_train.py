@@ -4,7 +4,6 @@ import shutil
 import subprocess
 import sys
 
-import lightning as L
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -13,31 +12,6 @@ from lightning_minillm.cli.config import compose_config
 from lightning_minillm.cli.export import export
 from lightning_minillm.cli.train import train
 from lightning_minillm.reports.plots import read_curve
-
-
-class Stop(L.Callback):
-    """Break a run off, as a crash would."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_end(self, trainer, *args):
-        if trainer.global_step == self.step:
-            raise RuntimeError("stopped")
-
-
-@pytest.fixture
-def stop_at(monkeypatch):
-    """``stop_at(step)`` makes the next runs break off after that optimiser step; ``stop_at(None)`` none."""
-    from lightning_minillm.cli import train as module
-
-    build_trainer = module.build_trainer
-
-    def set_step(step):
-        extra = () if step is None else (Stop(step),)
-        monkeypatch.setattr(module, "build_trainer", lambda config, sizes: build_trainer(config, sizes, extra))
-
-    return set_step
 
 
 def weights(folder):

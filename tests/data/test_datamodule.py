@@ -174,3 +174,23 @@ def test_the_training_pairs_can_be_the_pretraining_corpus(make):
     assert torch.equal(batch.input_ids, data.train_set.token_batch(batch.indices, 1.0).input_ids)
     with pytest.raises(ValueError, match="'pairs' or null"):
         make(lm_corpus="paris")
+
+
+def test_a_checkpoint_recognises_its_data(make):
+    state = make().state_dict()
+    make().load_state_dict(state)
+    make().load_state_dict({})
+    make(train=generate_records("train", 40)).load_state_dict(state)  # the same records from elsewhere
+    fewer = generate_records("train", 39)
+    with pytest.raises(
+        ValueError, match=r"changed since the checkpoint \(train: 40 records then, 39 now\): resume with"
+    ):
+        make(train=fewer).load_state_dict(state)
+    edited = [*fewer, InstructionRecord("a", "b", ("c",))]
+    with pytest.raises(ValueError, match="train: 40 records then and now, with different content"):
+        make(train=edited).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"corpus: \d+ blocks then, \d+ now"):
+        make(lm_corpus=generate_corpus(20)).load_state_dict(state)
+    with pytest.warns(UserWarning, match="validation data have changed .*: 10 records then, 9 now"):
+        make(validation=generate_records("validation", 9)).load_state_dict(state)
+    make(lm_corpus=None).load_state_dict(make(lm_corpus="pairs").state_dict())

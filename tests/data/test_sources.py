@@ -6,7 +6,14 @@ import re
 import datasets
 import pytest
 
-from lightning_minillm.data import FieldMap, InstructionRecord, InstructionSource, load_instructions
+from lightning_minillm.data import (
+    FieldMap,
+    InstructionRecord,
+    InstructionSource,
+    Shares,
+    SplitSource,
+    load_instructions,
+)
 
 ROWS = [
     {"instruction": "Say hello.", "input": "", "output": "Hello.", "topic": "talk"},
@@ -276,3 +283,147 @@ def test_real_files(real_data):
 def test_a_source_without_a_path_says_what_to_name():
     with pytest.raises(ValueError, match="give a file, a folder or a data set on the hub"):
         InstructionSource(None)
+
+
+# --- splits ---------------------------------------------------------------------------------------------------------
+
+
+def lines(file, *numbers):
+    file.write_text("".join(json.dumps({"instruction": f"i{n}", "output": f"o{n}"}) + "\n" for n in numbers))
+    return str(file)
+
+
+def instructions(split, **options):
+    return [record.instruction for record in SplitSource(split, **options).load()]
+
+
+def test_files_of_splits_are_found_by_their_usual_names(tmp_path):
+    for name, number in (("train.jsonl", 1), ("dev.jsonl", 2), ("test-0.jsonl", 3), ("test-1.jsonl", 4), ("x.md", 5)):
+        lines(tmp_path / name, number)
+    path = str(tmp_path)
+    assert instructions("train", path=path) == ["i1"]
+    assert instructions("validation", path=path) == ["i2"]
+    assert instructions("test", path=path) == ["i3", "i4"]
+    assert instructions("test", path=path, limits={"test": 1}) == ["i3"]
+    assert instructions("validation", path=path, places={"validation": str(tmp_path / "train.jsonl")}) == ["i1"]
+    assert instructions("validation", path=path, splits={"validation": "train"}) == ["i1"]
+    lines(tmp_path / "valid.jsonl", 6)
+    with pytest.raises(ValueError, match="has valid and dev, each of which could be the validation split: name one"):
+        instructions("validation", path=path)
+    (tmp_path / "valid.jsonl").unlink()
+    lines(tmp_path / "train.json", 1)
+    with pytest.raises(ValueError, match=r"has train.json and train.jsonl: name the one to read"):
+        instructions("train", path=path)
+
+
+@pytest.mark.parametrize("place", ["a.jsonl", "."])
+def test_one_file_is_split_by_shares_and_a_seed(tmp_path, place, caplog):
+    lines(tmp_path / "a.jsonl", *range(40))
+    path = str(tmp_path / place)
+    with caplog.at_level("INFO"):
+        parts = {split: instructions(split, path=path) for split in ("train", "validation", "test")}
+    assert {split: len(part) for split, part in parts.items()} == {"train": 36, "validation": 2, "test": 2}
+    found = {name for part in parts.values() for name in part}
+    assert found == {f"i{n}" for n in range(40)}
+    assert parts["train"] == sorted(parts["train"], key=lambda name: int(name[1:]))
+    assert "train: 36 of 40 training records; 2 for validation, 2 for test are taken from them" in caplog.text
+    assert "validation: 2 of 40 training records" in caplog.text
+    again = {split: instructions(split, path=path) for split in parts}
+    assert again == parts
+    others = [instructions("validation", path=path, shares=Shares(seed=seed)) for seed in range(1, 5)]
+    assert any(other != parts["validation"] for other in others)
+    limited = instructions("train", path=path, limits={"train": 5})
+    assert limited == parts["train"][:5]
+
+
+def test_only_splits_that_are_missing_are_taken_from_the_training_records(tmp_path):
+    path = str(tmp_path)
+    lines(tmp_path / "train.jsonl", *range(20))
+    lines(tmp_path / "test.jsonl", 100)
+    assert len(instructions("train", path=path)) == 19
+    assert len(instructions("validation", path=path)) == 1
+    assert instructions("test", path=path) == ["i100"]
+    assert len(instructions("train", path=path, shares=Shares(validation=0))) == 20
+    with pytest.raises(FileNotFoundError, match="has no validation split, and its share is 0"):
+        instructions("validation", path=path, shares=Shares(validation=0))
+    (tmp_path / "train.jsonl").unlink()
+    lines(tmp_path / "train.jsonl", 1)
+    with pytest.raises(ValueError, match="1 training records are too few to take a validation split from"):
+        instructions("train", path=path)
+
+
+def test_with_limits_no_more_is_read_than_they_ask_for(tmp_path):
+    file = lines(tmp_path / "a.jsonl", *range(10))
+    with open(file, "a") as broken:
+        broken.write("nothing\n")
+    limits = {"train": 5, "validation": 2, "test": 3}
+    parts = {split: instructions(split, path=file, limits=limits) for split in limits}
+    assert {split: len(part) for split, part in parts.items()} == limits
+    assert {name for part in parts.values() for name in part} == {f"i{n}" for n in range(10)}
+
+
+def test_splits_of_saved_and_hub_data_sets(tmp_path, monkeypatch):
+    train = datasets.Dataset.from_list([{"instruction": f"i{n}", "output": "o"} for n in range(30)])
+    datasets.DatasetDict({"train": train, "test": train.select([4])}).save_to_disk(tmp_path / "saved")
+    assert instructions("test", path=str(tmp_path / "saved")) == ["i4"]
+    assert len(instructions("validation", path=str(tmp_path / "saved"))) == 2
+    train.save_to_disk(tmp_path / "one")
+    assert len(instructions("train", path=str(tmp_path / "one"))) == 26
+    asked = []
+
+    def load_dataset(path, name, split, **options):
+        asked.append((name, split, options))
+        return train
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *args, **options: ["train", "dev"])
+    options = {"path": "x/y", "name": "main", "revision": "v1", "limits": {"validation": 3}}
+    assert instructions("validation", **options) == ["i0", "i1", "i2"]
+    assert len(instructions("train", **options)) == 28
+    assert asked[0] == ("main", "dev", {"revision": "v1", "streaming": True})
+    assert asked[1] == ("main", "train", {"revision": "v1"})
+    with pytest.raises(FileNotFoundError, match="no data file"):
+        instructions("train", path="./nowhere")
+
+
+def test_sources_are_joined_or_weighted(tmp_path):
+    a, b = lines(tmp_path / "a.jsonl", 1, 2, 3), lines(tmp_path / "b.jsonl", 4)
+    (tmp_path / "c.jsonl").write_text('{"question": "i5", "answer": "o5"}\n')
+    c = {"path": str(tmp_path / "c.jsonl"), "fields": {"instruction": "question", "response": "answer"}}
+    sources = {"first": {"path": a, "limit": 2}, "second": {"path": [b]}, "third": c}
+    whole = Shares(0, 0)
+    source = SplitSource("train", sources=sources, shares=whole)
+    assert [(r.source, r.instruction) for r in source.load()] == [
+        ("first", "i1"), ("first", "i2"), ("second", "i4"), ("third", "i5")
+    ]  # fmt: skip
+    assert source.weights is None
+    weighted = {"a": {"path": a, "weight": 2}, "b": {"path": b, "weight": 0.5}}
+    assert SplitSource("train", sources=weighted).weights == {"a": 2, "b": 0.5}
+    assert SplitSource("validation", sources=weighted).weights is None
+    assert len(instructions("validation", sources=weighted)) == 1
+    assert instructions("validation", path=a, places={"validation": b}, sources=weighted) == ["i4"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "there is no path to read records from"),
+        ({"sources": {"a": "file"}}, "sources.a must be a mapping with a path .* got 'file'"),
+        ({"sources": {"a": {"weight": 1}}}, "sources.a must be a mapping with a path"),
+        ({"sources": {"a": {"path": "x", "wieght": 1}}}, "may have weight, split, limit, .* 'wieght'"),
+        ({"sources": {"a": {"path": "x", "weight": 0}}}, "sources.a.weight must be above 0"),
+        (
+            {"sources": {"a": {"path": "x", "weight": 1}, "b": {"path": "y"}}},
+            "sources.b.weight must be above 0 .* None",
+        ),
+        ({"sources": {"a": {"path": "x"}}, "limits": {"train": 3}}, "give sources.NAME.limit instead of limits.train"),
+        ({"path": "x", "limits": {"test": 2.5}}, "limit must be at least 1 and a whole number"),
+    ],
+)
+def test_sources_that_do_not_fit(options, message):
+    with pytest.raises(ValueError, match=message):
+        SplitSource("train", **options)
+    with pytest.raises(ValueError, match="split must be train, validation or test, got 'dev'"):
+        SplitSource("dev", path="x")
+    with pytest.raises(ValueError, match="shares must be in"):
+        Shares(validation=0.6, test=0.5)

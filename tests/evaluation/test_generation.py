@@ -1,8 +1,12 @@
+from typing import ClassVar
+
 import pytest
 
-from lightning_minillm.data import PlainTemplate
+from lightning_minillm.data import InstructionRecord, PlainTemplate, load_instructions
+from lightning_minillm.data.conversations import Conversation, Turn
 from lightning_minillm.evaluation import GenerationEvaluation, PromptSets
 from lightning_minillm.evaluation.generation import MARKED
+from lightning_minillm.files import write_json_lines
 from lightning_minillm.models import ModelPair
 from lightning_minillm.rollout import SamplingConfig, decode_responses, sampler_for
 
@@ -97,3 +101,42 @@ def test_a_response_of_special_tokens_alone_is_not_empty_when_they_are_kept(make
     assert make(keep_special_tokens=True).findings(rows).values["responses"] == [1]
     with pytest.raises(ValueError, match="none of the 1 responses"):
         make().findings(rows)
+
+
+class Talks:
+    """A source of conversations, one with a tool."""
+
+    tool: ClassVar = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+
+    def load(self):
+        turns = (Turn("system", "Be brief."), Turn("user", "1"), Turn("assistant", "2"), Turn("user", "3"))
+        talks = [Conversation((*turns, Turn("assistant", "4"))), Conversation((turns[1], turns[2]), (self.tool,))]
+        return [InstructionRecord(talk.prompt_text(), "", (talk.response_text(),), conversation=talk) for talk in talks]
+
+
+def test_conversations_are_written_as_messages_that_are_read_again(tmp_path, make_chat_tokenizer, make_model, run_all):
+    tokenizer = make_chat_tokenizer()
+    sampling = SamplingConfig(max_new_tokens=6, teacher_mix_alpha=0.0, temperature=3.0)
+    prompts = PromptSets({"train": Talks()}, "chat", sampling, seeds=(1,), max_length=400, max_prompt_length=300)
+    evaluation = GenerationEvaluation(prompts, num_samples=3, keep_unfinished=True)
+    evaluation.prepare(tokenizer)
+    pair = ModelPair(make_model("gpt2", vocab_size=len(tokenizer), n_positions=512), tokenizer, None)
+    rows = evaluation.texts(run_all(evaluation, pair))["responses"]
+    given = [record.conversation for record in Talks().load()]
+    for row in rows:
+        talk = given[row["row"]]
+        assert row["messages"][:-1] == talk.messages()[:-1]
+        assert row["messages"][-1]["role"] == "assistant"
+        assert row.get("tools", []) == list(talk.tools)
+        assert row.keys() - {"tools"} == {"messages", "task", "exact", "row", "sample", "tokens", "finished"}
+    write_json_lines(tmp_path / "talks.jsonl", rows)
+    for record, row in zip(load_instructions(tmp_path / "talks.jsonl"), rows, strict=True):
+        assert record.responses == (row["messages"][-1]["content"],)
+        assert record.conversation.turns[:-1] == given[row["row"]].turns[:-1]
+        assert record.conversation.tools == given[row["row"]].tools
+
+
+def test_a_conversation_needs_a_response(make):
+    row = {"item": 0, "output": "", "tokens": 1, "finished": True, "messages": [{"role": "user", "content": "1"}]}
+    with pytest.raises(ValueError, match="none of the 1 responses"):
+        make(keep_unfinished=True).findings([row])

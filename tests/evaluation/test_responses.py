@@ -10,9 +10,11 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 
 from lightning_minillm.data import InstructionRecord, PlainTemplate
+from lightning_minillm.data.conversations import Conversation, Turn
 from lightning_minillm.evaluation import PromptSets, ResponsesEvaluation
 from lightning_minillm.evaluation.responses import summarise_responses
 from lightning_minillm.metrics import rouge_l
+from lightning_minillm.models import ModelPair
 from lightning_minillm.rollout import SamplingConfig, decode_responses, sampler_for
 
 
@@ -226,3 +228,20 @@ def test_records_say_which_words_were_compared(tokenizer, make_model, make_pair,
         assert evaluation.identity()["words"] == words
     with pytest.raises(ValueError, match="words must be"):
         make(words="letters")
+
+
+def test_conversations_are_measured_by_their_last_turn(make_chat_tokenizer, make_model, run_all):
+    turns = (Turn("user", "1"), Turn("assistant", "2"), Turn("user", "三"), Turn("assistant", "四五六"))
+    talk = Conversation(turns)
+    source = Fixed(InstructionRecord(talk.prompt_text(), "", (talk.response_text(),), conversation=talk))
+    tokenizer = make_chat_tokenizer()
+    sampling = SamplingConfig(max_new_tokens=3, teacher_mix_alpha=0.0)
+    prompts = PromptSets({"test": source}, "chat", sampling, seeds=(1,), max_length=400, max_prompt_length=300)
+    evaluation = ResponsesEvaluation(prompts)
+    evaluation.prepare(tokenizer)
+    pair = ModelPair(make_model("gpt2", vocab_size=len(tokenizer), n_positions=512), tokenizer, None)
+    (row,) = run_all(evaluation, pair)
+    assert (row["prompt"], row["references"]) == ("user: 1\nassistant: 2\nuser: 三", ["四五六"])
+    assert row["words"] == "unicode"
+    assert row["loss_tokens"] == len("四五六".encode()) + 1  # bytes, and the end of the turn
+    assert rouge_l("四五", row["references"]) == pytest.approx(80, abs=1e-4)

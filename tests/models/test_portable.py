@@ -53,6 +53,15 @@ def test_rotary_fields_keep_their_names_and_get_the_older_ones():
     assert rename_rotary_fields({"rope_theta": 3.0, "n_head": 2}) == {"rope_theta": 3.0, "n_head": 2}
 
 
+def test_layers_with_embeddings_of_their_own_keep_them():
+    full = {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25}
+    layers = {"full_attention": full, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
+    config = {"model_type": "gemma4_text", "rope_parameters": layers}
+    assert rename_rotary_fields(config) == config
+    older = rename_rotary_fields({**config, "model_type": "gemma3_text"})
+    assert (older["rope_theta"], older["rope_local_base_freq"]) == (1e6, 1e4)
+
+
 @pytest.mark.parametrize(
     ("options", "dropped"),
     [

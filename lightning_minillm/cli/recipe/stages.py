@@ -117,7 +117,7 @@ def digest_data(data: Any) -> str:
 def data_files(data: Any) -> Iterator[Path]:
     """Yield every path in a data configuration that exists, except caches."""
     if isinstance(data, Mapping):
-        data = [value for key, value in data.items() if key not in ("cache_dir", "prepare")]
+        data = [value for key, value in data.items() if key not in ("cache_dir", "prepare", "split")]
     if isinstance(data, list):
         for value in data:
             yield from data_files(value)

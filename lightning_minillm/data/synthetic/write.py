@@ -35,7 +35,10 @@ def write_synthetic(folder: str | Path, seed: int = 0, sizes: SyntheticSizes | N
     if found == fingerprint:
         return folder
     if found is None and folder.is_dir() and any(folder.iterdir()):
-        raise FileExistsError(f"{str(folder)!r} is not empty and not a built-in data set: use a different folder")
+        raise FileExistsError(
+            f"{str(folder)!r} is not empty and not a built-in data set: use a different folder, or data=instructions "
+            "to read data of your own"
+        )
     try:
         with replacing(folder) as scratch:
             scratch.mkdir()
