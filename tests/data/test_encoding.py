@@ -7,15 +7,18 @@ import torch
 
 from lightning_minillm.data import (
     AlpacaTemplate,
+    Conversation,
     EncodedInstructions,
     InstructionRecord,
     InstructionSource,
     Lengths,
     PlainTemplate,
+    Turn,
     encode_records,
     load_instructions,
 )
 from lightning_minillm.data.cache import tokenizer_fingerprint
+from lightning_minillm.rollout.scoring import given_responses
 
 LENGTHS = Lengths(96, 64)
 
@@ -235,3 +238,71 @@ def test_gpt2_lengths_equal_the_official_counts(real_data):
     prompts = encoded.prompt_batch(range(200)).attention_mask.sum(1)
     assert prompts.tolist() == [row["n_prompt_tok"] for row in rows]
     assert encoded.target_counts.tolist() == [row["n_resp_tok"] for row in rows]
+
+
+def talk(number, turns):
+    """A conversation whose texts depend on the number and the place."""
+    texts = [f"question {number} {place}?" if place % 2 == 0 else f"answer {number}-{place}." for place in range(turns)]
+    roles = ("user", "assistant") * turns
+    found = Conversation(tuple(Turn(role, text) for role, text in zip(roles, texts, strict=False)))
+    return InstructionRecord(found.prompt_text(), "", (found.response_text(),), conversation=found)
+
+
+@pytest.fixture
+def talks():
+    return [talk(number, 2 + 2 * (number % 3)) for number in range(6)]
+
+
+@pytest.mark.parametrize("targets", ["all", "last"])
+def test_targets_of_conversations_do_not_depend_on_company(talks, make_chat_tokenizer, targets, tmp_path):
+    tokenizer = make_chat_tokenizer()
+    for _ in range(2):  # built, and from the cache
+        rows = EncodedInstructions(talks, tokenizer, None, Lengths(512, 256, cache_dir=tmp_path), targets=targets)
+        together = rows.token_batch(range(6), 1.0)
+        assert torch.equal(together.target_mask.sum(1), rows.target_counts)
+        assert not (together.target_mask & ~together.attention_mask).any()
+        for row in range(6):
+            alone, keep = rows.token_batch([row], 1.0), together.attention_mask[row]
+            assert torch.equal(together.input_ids[row][keep], alone.input_ids[0])
+            assert torch.equal(together.target_mask[row][keep], alone.target_mask[0])
+            written = tokenizer.decode(alone.input_ids[0][alone.target_mask[0]]).split("<|im_end|>")[:-1]
+            answers = [turn.content for turn in talks[row].conversation.turns if turn.role == "assistant"]
+            assert written == (answers if targets == "all" else answers[-1:])
+    assert rows.from_cache
+
+
+def test_the_response_of_a_conversation_is_its_last_turn(talks, make_chat_tokenizer):
+    tokenizer = make_chat_tokenizer()
+    rows = EncodedInstructions(talks, tokenizer, "chat", Lengths(512, 256))
+    batch = rows.evaluation_batch([2, 0])
+    for place, row in enumerate((2, 0)):
+        target = batch.tokens.input_ids[place][batch.tokens.target_mask[place]]
+        assert tokenizer.decode(target) == f"{talks[row].responses[0]}<|im_end|>"
+        prompt = batch.prompts.input_ids[place][batch.prompts.attention_mask[place]]
+        assert tokenizer.decode(prompt) == rows.prompt_text(row)
+    assert batch.tokens.normalizer == batch.tokens.target_mask.sum()
+    assert batch.references == (talks[2].responses, talks[0].responses)
+    references = given_responses(rows.prompt_batch([2, 0]), rows.response_batch([2, 0], 1.0))
+    assert torch.equal(
+        references.response_ids[references.response_mask], batch.tokens.input_ids[batch.tokens.target_mask]
+    )
+
+
+def test_long_conversations_lose_their_oldest_turns_or_are_dropped(talks, make_chat_tokenizer, tmp_path):
+    tokenizer = make_chat_tokenizer()
+    long = InstructionRecord(
+        "", "", ("x",), conversation=Conversation((Turn("user", "x" * 99), Turn("assistant", "x")))
+    )
+    with pytest.warns(
+        UserWarning, match="train: 5 of 7 prompts have more than max_prompt_length=70 tokens and are dropp"
+    ):
+        rows = encode_records("train", [*talks, long], tokenizer, None, Lengths(128, 70))
+    assert [record.conversation for record in rows.records] == [talks[0].conversation, talks[3].conversation]
+    limits = Lengths(128, 70, shorten_conversations=True, cache_dir=tmp_path)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="train: 4 prompts have more than .* and have lost their oldest turns"):
+            rows = encode_records("train", [*talks, long], tokenizer, None, limits)
+        assert (len(rows), rows.num_dropped, rows.num_shortened) == (6, 1, 4)
+        assert [record.conversation.turns for record in rows.records] == [t.conversation.turns[-2:] for t in talks]
+        assert [record.instruction for record in rows.records] == [t.conversation.turns[-2].content for t in talks]
+        assert int(rows.prompt_lengths.max()) <= 70

@@ -12,10 +12,11 @@ from lightning_minillm.models import load_tokenizer
 SIZES = SyntheticSizes(train=60, validation=6, test=6, corpus=40, references=2, vocab_size=400)
 # Folders of models; a folder of this name in the working directory comes before a model of the hub.
 MODELS = "gpt2 gpt2-medium gpt2-xl FOLDER runs/teacher/student runs/init/student".split()
+CHAT_MODELS = ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-1.5B-Instruct")
 
 
 @pytest.fixture(scope="session")
-def everything(tmp_path_factory, make_model):
+def everything(tmp_path_factory, make_model, make_chat_tokenizer):
     """Data, models and texts under the names that the pages use."""
     folder = tmp_path_factory.mktemp("reader")
     write_synthetic(folder / "my_data", 0, SIZES)
@@ -24,6 +25,10 @@ def everything(tmp_path_factory, make_model):
     for name in MODELS:
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
+    for name in CHAT_MODELS:
+        make_model("qwen2", vocab_size=300, max_position_embeddings=1024).save_pretrained(folder / name)
+        make_chat_tokenizer().save_pretrained(folder / name)
+    write_talks(folder / "my_talks")
     write_dolly(folder / "dolly", folder / "my_data")
     for name in ("self_inst.jsonl", "sni.jsonl"):
         shutil.copy(folder / "my_data" / "test.jsonl", folder / name)
@@ -33,6 +38,14 @@ def everything(tmp_path_factory, make_model):
     write_scifact(folder / "test.csv.gz")
     write_peerqa(folder / "PEERQA_FOLDER")
     return folder
+
+
+def write_talks(folder):
+    folder.mkdir()
+    rows = [{"role": role, "content": text} for role, text in (("user", "Hi"), ("assistant", "Hello!"))]
+    for split in ("train", "validation", "test"):
+        lines = [json.dumps({"messages": rows * turns}) for turns in (1, 2, 1, 3)]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
 
 
 def write_dolly(folder, data):
