@@ -88,9 +88,7 @@ def end_ids(
         ValueError: the tokenizer has no token of that name.
     """
     found = _as_ids(tokenizer.eos_token_id) + _as_ids(end_of_turn_id(tokenizer))
-    for model in models:
-        config = getattr(model, "generation_config", None) or model.config.get_text_config()
-        found += _as_ids(getattr(config, "eos_token_id", None))
+    found += [index for model in models for index in own_end_ids(model)]
     for name in named:
         index = tokenizer.get_vocab().get(name) if isinstance(name, str) else name
         if index is None or index < 0:
@@ -99,6 +97,12 @@ def end_ids(
             )
         found.append(index)
     return tuple(dict.fromkeys(found))
+
+
+def own_end_ids(model: PreTrainedModel) -> list[int]:
+    """Return the ids that a model's generation config, or without one its config, names as ends of a text."""
+    config = getattr(model, "generation_config", None) or model.config.get_text_config()
+    return _as_ids(getattr(config, "eos_token_id", None))
 
 
 def _as_ids(value: int | Sequence[int] | None) -> list[int]:

@@ -17,6 +17,9 @@ from lightning_minillm.data.rows import did_you_mean
 GENERATED = frozenset({"output", "sample", "tokens", "finished"})
 """Fields of the rows that ``minillm-generate`` writes, whose responses may be blank: the model ended them at once."""
 
+RESPONSE_IDS = "output_ids"
+"""Field with the token ids of a generated response, among the fields above."""
+
 
 @dataclass(frozen=True)
 class InstructionRecord:
@@ -35,6 +38,8 @@ class InstructionRecord:
     """The turns, if the record has turns; ``instruction`` is then those before the response, as text to show."""
     source: str = ""
     """Name of the source in a mixture of several."""
+    response_ids: tuple[int, ...] | None = None
+    """Token ids of the first response, with the id that ended it; ``None`` if only its text is known."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,7 @@ def to_record(row: Row, fields: FieldMap, where: str, numbers: Counter[str]) -> 
                 task=as_text(row.get(task), task, where),
                 exact=_as_flag(row.get(exact), exact, where),
                 conversation=talk,
+                response_ids=_token_ids(row, where),
             )
         if all(any(name in row for name in names) for names in (fields.prompt, fields.completion)):
             fields = replace(fields, instruction=fields.prompt, response=fields.completion)
@@ -122,6 +128,7 @@ def to_record(row: Row, fields: FieldMap, where: str, numbers: Counter[str]) -> 
         responses,
         text["task"],
         _as_flag(value["exact"], str(found["exact"]), where),
+        response_ids=_token_ids(row, where),
     )
 
 
@@ -130,6 +137,15 @@ def _as_flag(value: Any, name: str, where: str) -> bool:
     if flag not in ("true", "false", "1", "0", ""):
         raise ValueError(f"{where}: the field {name!r} must be true or false, got {value!r}")
     return flag in ("true", "1")
+
+
+def _token_ids(row: Row, where: str) -> tuple[int, ...] | None:
+    ids = row.get(RESPONSE_IDS)
+    if ids is None or not row.keys() >= GENERATED - {"output"}:  # conversations have their output in messages
+        return None
+    if not isinstance(ids, list) or not ids or not all(type(index) is int and index >= 0 for index in ids):
+        raise ValueError(f"{where}: the field {RESPONSE_IDS!r} must be a list of token ids, got {ids!r}")
+    return tuple(ids)
 
 
 def _empty(value: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
+from lightning_minillm.data.records import RESPONSE_IDS
 from lightning_minillm.evaluation.base import Evaluation, Findings, Measure, Record
 from lightning_minillm.evaluation.prompt_sets import PromptItems, PromptSets
 from lightning_minillm.models import ModelPair
@@ -20,7 +21,7 @@ class GenerationEvaluation(PromptItems, Evaluation):
     """Samples one or more responses to every prompt and keeps them.
 
     The rows of :meth:`texts` have ``instruction``, ``input``, ``output``, ``task``, ``exact``, ``row`` and ``sample``
-    (the number of the response to its prompt), ``tokens``, and ``finished`` (whether the response ended with eos). The
+    (the number of the response to its prompt), ``tokens``, and ``finished`` (whether the response ended by itself). The
     rows of conversations have ``messages``, ending with the response, and ``tools`` if there are any, instead of
     ``instruction``, ``input`` and ``output``.
 
@@ -29,7 +30,8 @@ class GenerationEvaluation(PromptItems, Evaluation):
         num_samples: responses per prompt; at least 1.
         keep_unfinished: also keep responses that reach ``max_new_tokens`` or, except in conversations, are empty.
         keep_special_tokens: write special tokens, such as marks of thoughts, tool calls or infilling, in the text, all
-            but the one that ends the response; a tokenizer reads them as special tokens again.
+            but the one that ends the response; and ``output_ids``, the ids of the response with its end, which training
+            on the file then takes.
 
     Raises:
         ValueError: ``num_samples`` is below 1, or there are several seeds or data sets.
@@ -107,6 +109,7 @@ class GenerationEvaluation(PromptItems, Evaluation):
                 "sample": sample,
                 "tokens": lengths[place],
                 "finished": finished[place],
+                RESPONSE_IDS: rollouts.response_ids[place, : lengths[place]].tolist(),
                 **({} if marked[place] is None else {MARKED: marked[place]}),
                 **({} if talk is None else {"messages": talk.messages()[:-1], "tools": list(talk.tools)}),
             }
@@ -139,7 +142,9 @@ class GenerationEvaluation(PromptItems, Evaluation):
 
     def texts(self, records: Sequence[Record]) -> dict[str, list[Record]]:
         """Return the responses that are kept, sample by sample in the order of the prompts."""
-        return {"responses": [_as_row(record) for record in self._kept(records)]}
+        rows = [_as_row(record) for record in self._kept(records)]
+        hidden = () if self.keep_special_tokens else (RESPONSE_IDS,)
+        return {"responses": [{key: value for key, value in row.items() if key not in hidden} for row in rows]}
 
     def _kept(self, records: Sequence[Record]) -> list[Record]:
         if self.keep_special_tokens:

@@ -68,8 +68,7 @@ class CausalLMModule(LightningModule):
         self.validation_options = validation or ValidationOptions()
         self.student: PreTrainedModel | None = None
         """The student as a submodule; ``None`` until ``configure_model``."""
-        # in a tuple: a model that was given as such must not become a submodule
-        self._factories = (student, teacher)
+        self._factories = (student, teacher)  # in a tuple: a model given as such must not become a submodule
         self._pair: ModelPair | None = None
         self.samples: list[Record] = []
         """Records of the last validation or test on this rank, one per row; see ``evaluation.responses``."""
@@ -321,4 +320,5 @@ class CausalLMModule(LightningModule):
             folder: created if it does not exist.
             dtype: of the weights; ``None`` for the dtype of the folder that the student was loaded from.
         """
+        self.pair.name_ends(self.validation_options.sampling.eos_token_ids)
         save_pretrained(self.pair.student, folder, self.tokenizer, dtype=dtype)

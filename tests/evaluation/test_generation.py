@@ -93,7 +93,8 @@ def test_special_tokens_are_counted_and_written_on_request(make, make_tokenizer,
         assert other["output"].replace("<think>", " ").split() == row["output"].split()
         ids = tokenizer(other["output"], add_special_tokens=False).input_ids
         assert len(ids) == other["tokens"] - other["finished"]  # and so training sees the same tokens
-        assert row.keys() == other.keys() == record.keys() - {"item", MARKED}
+        assert other["output_ids"][: len(ids)] == ids
+        assert row.keys() == other.keys() - {"output_ids"} == record.keys() - {"item", MARKED, "output_ids"}
 
 
 def test_a_response_of_special_tokens_alone_is_not_empty_when_they_are_kept(make):
