@@ -158,6 +158,7 @@ def _prepare(config: Config, models: list[NamedModel]) -> dict[str, list[Evaluat
                     raise ValueError(
                         f"evaluation={evaluation.name} compares with a teacher: teacher=pretrained teacher.path=FOLDER"
                     )
+                evaluation.add_bos = config["data"]["datamodule"]["add_bos"]
                 evaluation.prepare(model.tokenizer)
         by_model[model.name] = by_tokenizer[key]
     return by_model

@@ -48,6 +48,7 @@ def generate(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[
         "model", config["model"], config["dtype"], config["trust_remote_code"], length=config["max_length"]
     )
     prepare_data(config["data"])
+    evaluation.add_bos = config["data"]["datamodule"]["add_bos"]
     evaluation.prepare(model.tokenizer)
     module = make_module(config, model)
     record_files(partial, evaluation).check(module.identity(evaluation))

@@ -144,6 +144,7 @@ _TABLE: tuple[tuple[Kind, str], ...] = (
     (NODE, ".optimizer .module .validation .trainer"),
     (one_of("alpaca", "auto", "chat", "plain", "raw"), "datamodule.template"),
     (one_of("all", "last"), "datamodule.targets"),
+    (FLAG | one_of("auto"), "datamodule.add_bos"),
     (TEXT, ".name .output_dir .cache_dir .shared_dir .output .monitor"),
     (TEXT | NULL, ".ckpt_path"),
 )

@@ -7,7 +7,7 @@ the end of each assistant turn, and the token ids of each rendering must begin t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_minillm.data.conversations import Conversation
 from lightning_minillm.data.templates import ChatTemplate
-from lightning_minillm.tokens import end_of_turn_id
+from lightning_minillm.tokens import end_of_turn_id, with_begin
 
 Targets = Literal["all", "last"]
 _BATCH = 1000
@@ -33,6 +33,19 @@ class EncodedRow:
     """Tokens of the response, with the one that ends it."""
     spans: tuple[tuple[int, int], ...]
     """Targets as ``[start, stop)`` over prompt and response, in order."""
+
+    def after(self, begin: Sequence[int]) -> EncodedRow:
+        """Return the row with ``begin`` before its prompt, unless the prompt begins with it already."""
+        prompt = with_begin(begin, self.prompt)
+        shift = len(prompt) - len(self.prompt)
+        spans = tuple((start + shift, stop + shift) for start, stop in self.spans)
+        return EncodedRow(prompt, self.response, spans)
+
+    def answered(self, response: Sequence[int]) -> EncodedRow:
+        """Return the row with a different response, all of which is a target."""
+        size = len(self.prompt)
+        spans = tuple(span for span in self.spans if span[1] <= size)
+        return EncodedRow(self.prompt, list(response), (*spans, (size, size + len(response))))
 
     def cut(self, max_length: int) -> EncodedRow:
         """Return the row with at most ``max_length`` tokens, at least those of its prompt."""

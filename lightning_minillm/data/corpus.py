@@ -20,6 +20,7 @@ from lightning_minillm.data.formats import DATA_SUFFIXES
 from lightning_minillm.data.records import as_text
 from lightning_minillm.data.rows import Paths, check_limit, did_you_mean, each_path, iterate_rows
 from lightning_minillm.files import open_text
+from lightning_minillm.tokens import AddBos, begin_ids, with_begin
 from lightning_minillm.types import TokenBatch
 
 TEXT_SUFFIXES = (".txt", ".txt.gz", ".text", ".md")
@@ -165,6 +166,7 @@ class PackedCorpus:
         tokenizer: has an eos token.
         max_length: tokens of a block, at least 2.
         cache_dir: folder for the tokens; ``None`` tokenises every time, into a temporary file.
+        add_bos: what documents begin with; see :func:`~lightning_minillm.tokens.begin_ids`.
 
     Attributes:
         num_documents: number of documents that were joined (0 if they came from the cache).
@@ -182,6 +184,7 @@ class PackedCorpus:
         *,
         max_length: int,
         cache_dir: str | Path | None = None,
+        add_bos: AddBos = "auto",
     ) -> None:
         if max_length < 2:
             raise ValueError(f"max_length must be at least 2, got {max_length}")
@@ -197,17 +200,20 @@ class PackedCorpus:
             "max_length": max_length,
             "source": found.key(),
         }
+        begin = begin_ids(tokenizer, add_bos)
+        if begin:
+            settings["begin"] = list(begin)
         self.max_length = max_length
         self.num_documents = 0
         tokens, self.from_cache = load_or_write_tokens(
-            cache_dir, "corpus", settings, lambda: self._tokens(found.documents(), tokenizer, eos)
+            cache_dir, "corpus", settings, lambda: self._tokens(found.documents(), tokenizer, eos, begin)
         )
         self._blocks = tokens[: len(tokens) // max_length * max_length].reshape(-1, max_length)
         self.lengths = torch.full((len(self._blocks),), max_length)
         self.target_counts = self.lengths - 1
 
     def _tokens(
-        self, documents: Iterator[str], tokenizer: PreTrainedTokenizerBase, eos: int
+        self, documents: Iterator[str], tokenizer: PreTrainedTokenizerBase, eos: int, begin: Sequence[int]
     ) -> Iterator[npt.NDArray[np.int32]]:
         """Yield the tokens of one document after the other."""
         num_tokens = 0
@@ -215,8 +221,9 @@ class PackedCorpus:
             self.num_documents += len(batch)
             encoded = tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)
             for ids in encoded.input_ids:
-                num_tokens += len(ids) + 1
-                yield np.array([*ids, eos], dtype=np.int32)
+                tokens = [*with_begin(begin, ids), eos]
+                num_tokens += len(tokens)
+                yield np.array(tokens, dtype=np.int32)
         if num_tokens < self.max_length:
             raise ValueError(
                 f"the corpus has {self.num_documents} documents with {num_tokens} tokens, less than one block of "

@@ -21,6 +21,7 @@ from lightning_minillm.data.records import InstructionRecord
 from lightning_minillm.data.sources import RecordSource
 from lightning_minillm.data.templates import PromptTemplate, as_template
 from lightning_minillm.distributed.placement import placement_of
+from lightning_minillm.tokens import AddBos, begin_ids
 from lightning_minillm.types import DeviceMovable, TrainLoaderBuilder
 
 PAIRS = "pairs"
@@ -59,6 +60,8 @@ class DistillationDataModule(LightningDataModule):
         template: makes the prompts, as an object or by name (:func:`~lightning_minillm.data.as_template`). By default
             conversations take the tokenizer's chat format, if it has one, and everything else the paper's template.
         targets: which turns of the assistant in a conversation are learned from: ``"all"``, or the ``"last"`` alone.
+        add_bos: what prompts and documents begin with: what the tokenizer puts before texts (``"auto"``), its begin
+            token (``True``) or nothing (``False``).
         lengths: limits on prompts, pairs and blocks of plain text, and where token ids are kept.
         batches: numbers of rows per batch, and the seed of their order.
 
@@ -76,6 +79,7 @@ class DistillationDataModule(LightningDataModule):
         lm_corpus: DocumentSource | Sequence[str] | str | None = None,
         template: PromptTemplate | str | None = None,
         targets: Targets = "all",
+        add_bos: AddBos = "auto",
         lengths: Lengths | None = None,
         batches: BatchOptions | None = None,
     ) -> None:
@@ -86,6 +90,8 @@ class DistillationDataModule(LightningDataModule):
         self.tokenizer = tokenizer
         self.template = as_template(template)
         self.targets = check_targets(targets)
+        self.add_bos = add_bos
+        begin_ids(tokenizer, add_bos)  # checks it
         self.lengths = lengths or Lengths()
         self.batches = batches or BatchOptions()
         self._lm_corpus_source = lm_corpus
@@ -145,7 +151,7 @@ class DistillationDataModule(LightningDataModule):
             source = self.sources[split]
             if source is None:
                 raise ValueError(f"the data module has no {split} records: pass {split}=... (a source or a list)")
-            arguments = (self.tokenizer, self.template, self.lengths, self.targets)
+            arguments = (self.tokenizer, self.template, self.lengths, self.targets, self.add_bos)
             self._encoded[split] = encode_records(split, source, *arguments)
         return self._encoded[split]
 
@@ -158,14 +164,17 @@ class DistillationDataModule(LightningDataModule):
             return self.train_set
         max_length = self.lengths.lm_max_length or self.lengths.max_length
         return PackedCorpus(
-            self._lm_corpus_source, self.tokenizer, max_length=max_length, cache_dir=self.lengths.cache_dir
+            self._lm_corpus_source,
+            self.tokenizer,
+            max_length=max_length,
+            cache_dir=self.lengths.cache_dir,
+            add_bos=self.add_bos,
         )
 
     def longest_rows(self) -> dict[str, tuple[int, int]]:
         """Return the tokens of the longest prompt, and of the longest pair, of every split that was read."""
         return {
-            split: (int((data.lengths - data.target_counts).max()), int(data.lengths.max()))
-            for split, data in self._encoded.items()
+            split: (int(data.prompt_lengths.max()), int(data.lengths.max())) for split, data in self._encoded.items()
         }
 
     def prepare_data(self) -> None:

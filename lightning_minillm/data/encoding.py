@@ -25,6 +25,7 @@ from lightning_minillm.data.records import InstructionRecord
 from lightning_minillm.data.sources import RecordSource, SplitSource
 from lightning_minillm.data.templates import PromptTemplate, bind_template, prompt_text
 from lightning_minillm.data.token_rows import RowEncoder
+from lightning_minillm.tokens import AddBos
 from lightning_minillm.types import EvaluationBatch, PromptBatch, TokenBatch
 
 Indices = Tensor | Sequence[int]
@@ -67,8 +68,7 @@ class EncodedInstructions:
     The response of a conversation is the assistant's last turn, and its prompt is everything before. A prompt that is
     too long is dropped with its record, or shortened, and a pair is truncated. A response that is not truncated ends
     with eos, or with the end-of-turn token of the chat template, which is a target. Masks are made from places, so the
-    pad token may be the eos token. No other special tokens are added: a format that needs them has them in its
-    template.
+    pad token may be the eos token. Other special tokens are those of the template, and a begin token (``add_bos``).
 
     Args:
         records: at least one; training uses the first response of each.
@@ -77,6 +77,8 @@ class EncodedInstructions:
             :func:`~lightning_minillm.data.as_template`.
         lengths: limits on prompts and pairs.
         targets: which turns of the assistant in a conversation are learned from: ``"all"``, or the ``"last"`` alone.
+        add_bos: what prompts begin with: what the tokenizer puts before texts (``"auto"``), its begin token (``True``)
+            or nothing more (``False``). A prompt that begins with it already is left as it is.
 
     Attributes:
         records: the kept records, one per row.
@@ -103,13 +105,14 @@ class EncodedInstructions:
         lengths: Lengths,
         *,
         targets: Targets = "all",
+        add_bos: AddBos = "auto",
     ) -> None:
         if not records:
             raise ValueError("there are no instruction records: the split is empty")
         self.mixture: Mixture | None = None
         self.eos_token_id, self.pad_token_id = special_ids(tokenizer)
         self.template = bind_template(template, tokenizer)
-        encoder = RowEncoder(self.template, tokenizer, check_targets(targets))
+        encoder = RowEncoder(self.template, tokenizer, check_targets(targets), add_bos)
         settings = {
             "tokenizer": tokenizer_fingerprint(tokenizer),
             "eos_token_id": self.eos_token_id,
@@ -217,6 +220,7 @@ def encode_records(
     template: PromptTemplate | str | None,
     lengths: Lengths,
     targets: Targets = "all",
+    add_bos: AddBos = "auto",
 ) -> EncodedInstructions:
     """Read and tokenise a data set, and tell how much of it was dropped, shortened and truncated.
 
@@ -227,13 +231,14 @@ def encode_records(
         template: makes the prompts.
         lengths: limits on prompts and pairs.
         targets: which turns are learned from.
+        add_bos: what prompts begin with.
 
     Raises:
         ValueError: data that is missing, empty or lacks a field; the message begins with the name.
     """
     try:
         records = source if isinstance(source, Sequence) else source.load()
-        encoded = EncodedInstructions(records, tokenizer, template, lengths, targets=targets)
+        encoded = EncodedInstructions(records, tokenizer, template, lengths, targets=targets, add_bos=add_bos)
         if isinstance(source, SplitSource) and source.weights is not None:
             encoded.mixture = Mixture.of([record.source for record in encoded.records], source.weights)
             rank_zero_info(f"{name}: {encoded.mixture}")

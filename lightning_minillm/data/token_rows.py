@@ -8,8 +8,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lightning_minillm.data.chat import ChatEncoder, EncodedRow, Targets, about, tokenize
-from lightning_minillm.data.records import InstructionRecord
+from lightning_minillm.data.records import RESPONSE_IDS, InstructionRecord
 from lightning_minillm.data.templates import AutoTemplate, ChatTemplate, PromptTemplate, prompt_text, template_of
+from lightning_minillm.tokens import AddBos, begin_ids
 
 
 class RowEncoder:
@@ -19,9 +20,17 @@ class RowEncoder:
         template: with a tokenizer where it needs one.
         tokenizer: of the model.
         targets: which turns of the assistant are learned from.
+        add_bos: what prompts begin with; see :func:`~lightning_minillm.tokens.begin_ids`.
     """
 
-    def __init__(self, template: PromptTemplate, tokenizer: PreTrainedTokenizerBase, targets: Targets) -> None:
+    def __init__(
+        self,
+        template: PromptTemplate,
+        tokenizer: PreTrainedTokenizerBase,
+        targets: Targets,
+        add_bos: AddBos = "auto",
+    ) -> None:
+        self.begin = begin_ids(tokenizer, add_bos)
         self.template = template
         self.tokenizer = tokenizer
         self.targets: Targets = targets
@@ -44,7 +53,8 @@ class RowEncoder:
 
     def identity(self) -> dict[str, Any]:
         """Return what rows depend on besides the texts, as JSON; nothing for templates of text."""
-        return {} if self.chat is None else {"targets": self.targets, "chat": self.chat.template.identity()}
+        begin = {"begin": list(self.begin)} if self.begin else {}
+        return begin if self.chat is None else {**begin, "targets": self.targets, "chat": self.chat.template.identity()}
 
     def texts(self, records: Sequence[InstructionRecord]) -> Iterator[str]:
         """Yield texts that differ where the rows of two lists of records differ."""
@@ -55,6 +65,8 @@ class RowEncoder:
                 yield chosen.conversation(record).key()
             else:
                 yield from (prompt_text(chosen, record), record.responses[0])
+            if record.response_ids is not None:
+                yield str(record.response_ids)
 
     def encode(self, records: Sequence[InstructionRecord]) -> Iterator[EncodedRow]:
         """Yield a row per record.
@@ -74,8 +86,23 @@ class RowEncoder:
                 texts.append((prompt_text(chosen, record), record.responses[0]))
         of_texts = iter(self._encode_texts(texts))
         of_talks = self.chat.encode(talks) if self.chat is not None else iter(())
-        for chat in is_chat:
-            yield next(of_talks) if chat else next(of_texts)
+        for number, (record, chat) in enumerate(zip(records, is_chat, strict=True), start=1):
+            row = next(of_talks) if chat else next(of_texts)
+            if record.response_ids is not None:
+                with about(number):
+                    row = row.answered(self._known_ids(record.responses[0], record.response_ids))
+            yield row.after(self.begin)
+
+    def _known_ids(self, text: str, ids: Sequence[int]) -> Sequence[int]:
+        """Return the ids of a response if they give its text with this tokenizer."""
+        kept = (ids, ids[:-1])  # the last one may be the end, which the text leaves out
+        texts = {self.tokenizer.decode(list(some), skip_special_tokens=skip) for some in kept for skip in (True, False)}
+        if text.strip() not in {str(found).strip() for found in texts}:
+            raise ValueError(
+                f"the token ids in {RESPONSE_IDS!r} do not give the response's text, and come from a different"
+                " tokenizer: use that one, or remove the field"
+            )
+        return ids
 
     def _encode_texts(self, texts: Sequence[tuple[str, str]]) -> Iterator[EncodedRow]:
         """Yield a row per prompt and response."""

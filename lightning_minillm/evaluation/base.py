@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from lightning_minillm.models import ModelPair
+from lightning_minillm.tokens import AddBos
 
 T = TypeVar("T")
 Record = dict[str, Any]
@@ -96,6 +97,8 @@ class Evaluation(ABC):
     name: ClassVar[str]
     """Name of the evaluation in ``evaluation=[...]``, in files and in reports."""
     needs_teacher: ClassVar[bool] = False
+    add_bos: AddBos = "auto"
+    """What prompts begin with, as for ``DistillationDataModule``; set before :meth:`prepare`."""
     slow_findings: ClassVar[bool] = False
     """Whether :meth:`findings` may take longer than the timeout of a process group (10 minutes)."""
     measures: Mapping[str, Measure]

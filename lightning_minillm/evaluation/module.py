@@ -114,7 +114,8 @@ class EvaluationModule(LightningModule):
 
     def identity(self, evaluation: Evaluation) -> dict[str, Any]:
         """Return the settings that determine the records of this model in an evaluation."""
-        return {**self.about, **{f"evaluation.{key}": value for key, value in evaluation.identity().items()}}
+        found = {**self.about, **{f"evaluation.{key}": value for key, value in evaluation.identity().items()}}
+        return found if evaluation.add_bos == "auto" else {**found, "add_bos": evaluation.add_bos}
 
     def test_dataloader(self) -> Jobs:
         """Return this rank's share of the batches without records.

@@ -12,6 +12,7 @@ from lightning_minillm.data import EncodedInstructions, Lengths, PromptTemplate,
 from lightning_minillm.evaluation.base import Measure, Picture, Record, join_sets, pictures_of_sets
 from lightning_minillm.evaluation.data_sets import ItemNumbers, batches_by_length, digest_of_data
 from lightning_minillm.rollout import SamplingConfig
+from lightning_minillm.tokens import AddBos
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,14 +89,18 @@ class PromptSets:
         """Number of prompts that were left out because they are too long."""
         return sum(data.num_dropped for data in self.data.values())
 
-    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def prepare(self, tokenizer: PreTrainedTokenizerBase, add_bos: AddBos = "auto") -> None:
         """Read and tokenise the data sets.
+
+        Args:
+            tokenizer: of the models.
+            add_bos: what prompts begin with.
 
         Raises:
             ValueError: data is missing, is empty or lacks a field.
         """
         for name, source in self.sources.items():
-            self.data[name] = encode_records(name, source, tokenizer, self.template, self.lengths)
+            self.data[name] = encode_records(name, source, tokenizer, self.template, self.lengths, add_bos=add_bos)
 
     def batches(self) -> list[list[int]]:
         """Return all items, seed by seed, each data set's rows in batches of prompts of similar length."""
@@ -142,6 +147,7 @@ class PromptItems:
     """
 
     name: ClassVar[str]
+    add_bos: AddBos
     measures_of_set: ClassVar[Mapping[str, Measure]] = {}
     """The ``measures`` of an evaluation of one data set."""
     pictures_of_set: ClassVar[Mapping[str, Picture]] = {}
@@ -154,7 +160,7 @@ class PromptItems:
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Read and tokenise the data sets."""
-        self.prompts.prepare(tokenizer)
+        self.prompts.prepare(tokenizer, self.add_bos)
 
     def batches(self) -> list[list[int]]:
         """Return the batches of the prompts."""

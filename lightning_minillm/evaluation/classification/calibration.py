@@ -133,6 +133,7 @@ class CalibrationEvaluation(Evaluation):
             tokenizer,
             self.template,
             Lengths(self.max_prompt_length + _ROOM_FOR_WORDS, self.max_prompt_length, cache_dir=self.cache_dir),
+            add_bos=self.add_bos,
         )
         if rows.num_truncated:
             raise ValueError(

@@ -172,7 +172,8 @@ class RetrievalEvaluation(Evaluation):
             for question, chosen in zip(questions, candidates, strict=True)
             for passage in chosen
         ]
-        rows = EncodedInstructions(records, tokenizer, self.template, Lengths(self.max_length, self.max_length - 1))
+        lengths = Lengths(self.max_length, self.max_length - 1)
+        rows = EncodedInstructions(records, tokenizer, self.template, lengths, add_bos=self.add_bos)
         if rows.num_dropped or rows.num_truncated:
             raise ValueError(
                 f"retrieval set {name!r}: {rows.num_dropped + rows.num_truncated} passages with their questions have"
