@@ -73,12 +73,10 @@ class EncodedInstructions:
     Args:
         records: at least one; training uses the first response of each.
         tokenizer: has an eos token, and a pad token (otherwise eos pads).
-        template: writes prompts and conversations; an object or a name, as for
-            :func:`~lightning_minillm.data.as_template`.
+        template: writes prompts and conversations; as for :func:`~lightning_minillm.data.as_template`.
         lengths: limits on prompts and pairs.
         targets: which turns of the assistant in a conversation are learned from: ``"all"``, or the ``"last"`` alone.
-        add_bos: what prompts begin with: what the tokenizer puts before texts (``"auto"``), its begin token (``True``)
-            or nothing more (``False``). A prompt that begins with it already is left as it is.
+        add_bos: what prompts begin with, if they do not already; see :func:`~lightning_minillm.tokens.begin_ids`.
 
     Attributes:
         records: the kept records, one per row.
@@ -93,8 +91,7 @@ class EncodedInstructions:
         mixture: the sources of the rows, if they have weights.
 
     Raises:
-        ValueError: there are no records, every prompt is too long, the tokenizer has no eos token, or the template
-            cannot write a record.
+        ValueError: no records, no prompt that is short enough, no eos token, or a record that cannot be written.
     """
 
     def __init__(

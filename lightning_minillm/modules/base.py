@@ -145,11 +145,7 @@ class CausalLMModule(LightningModule):
     # --- training ---------------------------------------------------------------------------------------------------
 
     def build_train_loader(self, data: TrainingData) -> Iterable[DeviceMovable]:
-        """Return what the module trains on, from what the data module has: its pairs.
-
-        Args:
-            data: calls this when the trainer asks it for a train loader.
-        """
+        """Return what the module trains on, from what the data module has: its pairs."""
         return data.pair_loader()
 
     def on_train_start(self) -> None:
