@@ -100,6 +100,26 @@ def _check(config: Config) -> None:
         raise ValueError("there is nothing to measure: name evaluations, e.g. evaluation=[responses]")
     if config["data_sets"]:
         _check_names("data_sets", config["data_sets"], "a file, a folder or a hub name")
+    _check_evaluations(Path(config["output_dir"]), config["evaluation"])
+
+
+def _check_evaluations(folder: Path, evaluations: Mapping[str, Any]) -> None:
+    """Check that a report in the folder has no evaluation that is not measured now.
+
+    Raises:
+        ValueError: the new report would lose one.
+    """
+    earlier = runs.read_config(folder)
+    known = earlier.get("evaluation") if isinstance(earlier, Mapping) else None
+    if not (folder / report.RESULTS_JSON).is_file() or not isinstance(known, Mapping):
+        return
+    lost = [name for name, node in known.items() if node and not evaluations.get(name)]
+    if lost:
+        together = ",".join([*lost, *(name for name, node in evaluations.items() if node)])
+        raise ValueError(
+            f"output_dir={str(folder)!r} contains results of {', '.join(lost)}, which are not measured now and would be"
+            f" missing in the new report: set evaluation=[{together}], or give a different output_dir"
+        )
 
 
 def _paths(config: Config) -> dict[str, str]:

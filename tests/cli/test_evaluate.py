@@ -181,3 +181,14 @@ def test_text_of_any_script_is_measured_and_the_choice_is_written(overrides, fol
         evaluate(
             compose_config("evaluate", [*base, "evaluation.responses.words=latin", f"output_dir={tmp_path}/other"])
         )
+
+
+def test_results_of_an_evaluation_are_not_lost(overrides, folders, tmp_path):
+    base = [*overrides, f"model={folders}/model", "seeds=[1]", "teacher=pretrained", f"teacher.path={folders}/teacher"]
+    evaluate(compose_config("evaluate", base))
+    before = (tmp_path / "run/results.json").read_bytes()
+    with pytest.raises(ValueError, match=r"contains results of responses.*evaluation=\[responses,divergence\]"):
+        evaluate(compose_config("evaluate", [*base, "evaluation=[divergence]"]))
+    assert (tmp_path / "run/results.json").read_bytes() == before
+    evaluate(compose_config("evaluate", [*base, "evaluation=[responses,divergence]"]))
+    assert "divergence" in (tmp_path / "run/report.md").read_text()
