@@ -130,6 +130,17 @@ def test_several_data_sets_and_evaluations(overrides, folders, tmp_path):
         evaluate(compose_config("evaluate", [*base, f"model={folders}/teacher"]))
 
 
+def test_results_of_an_evaluation_are_not_lost(overrides, folders, tmp_path):
+    base = [*overrides, f"model={folders}/model", "seeds=[1]", "teacher=pretrained", f"teacher.path={folders}/teacher"]
+    evaluate(compose_config("evaluate", base))
+    before = (tmp_path / "run/results.json").read_bytes()
+    with pytest.raises(ValueError, match=r"contains results of responses.*evaluation=\[responses,divergence\]"):
+        evaluate(compose_config("evaluate", [*base, "evaluation=[divergence]"]))
+    assert (tmp_path / "run/results.json").read_bytes() == before
+    evaluate(compose_config("evaluate", [*base, "evaluation=[responses,divergence]"]))
+    assert "divergence" in (tmp_path / "run/report.md").read_text()
+
+
 def test_checkpoints_are_models(train_overrides, overrides, tmp_path):
     run = tmp_path / "trained"
     train(compose_config("train", [*train_overrides, f"output_dir={run}"]))
@@ -181,14 +192,3 @@ def test_text_of_any_script_is_measured_and_the_choice_is_written(overrides, fol
         evaluate(
             compose_config("evaluate", [*base, "evaluation.responses.words=latin", f"output_dir={tmp_path}/other"])
         )
-
-
-def test_results_of_an_evaluation_are_not_lost(overrides, folders, tmp_path):
-    base = [*overrides, f"model={folders}/model", "seeds=[1]", "teacher=pretrained", f"teacher.path={folders}/teacher"]
-    evaluate(compose_config("evaluate", base))
-    before = (tmp_path / "run/results.json").read_bytes()
-    with pytest.raises(ValueError, match=r"contains results of responses.*evaluation=\[responses,divergence\]"):
-        evaluate(compose_config("evaluate", [*base, "evaluation=[divergence]"]))
-    assert (tmp_path / "run/results.json").read_bytes() == before
-    evaluate(compose_config("evaluate", [*base, "evaluation=[responses,divergence]"]))
-    assert "divergence" in (tmp_path / "run/report.md").read_text()
