@@ -60,6 +60,20 @@ def replacing(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
         scratch.unlink(missing_ok=True)
 
 
+def make_folder(path: str | Path) -> None:
+    """Make the folder of a run.
+
+    Raises:
+        ValueError: it cannot be made: something else is in the way, or there are no rights.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"output_dir {str(path)!r} cannot be made ({error.strerror}): use another output_dir"
+        ) from error
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file in UTF-8; it is complete or absent."""
     with replacing(path) as scratch:
@@ -72,9 +86,18 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Return the content of a JSON file, or ``None`` if there is no such file."""
+    """Return the content of a JSON file, or ``None`` if there is no such file.
+
+    Raises:
+        ValueError: the file is not JSON, or only a part of it.
+    """
     path = Path(path)
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is not valid JSON: {error}") from error
 
 
 def local_path(path: str | Path | None) -> Path | None:

@@ -6,6 +6,7 @@ import random
 import signal
 import threading
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,9 @@ class BestCheckpoint(ModelCheckpoint):
     cannot see the text at all; the first checkpoint would then count as the best. As long as the monitored metric was 0
     at every validation, the one with the lowest ``fallback`` is kept, which a warning says. As soon as the metric is
     above 0, it alone decides.
+
+    The run may be renamed, moved or copied: the paths in the state are read as files in its present folder. (Lightning
+    forgets the best value then, so that worse weights would replace better ones.)
 
     Args:
         fallback: a logged metric of which the lowest value is the best; ``None`` for Lightning's behaviour.
@@ -74,9 +78,38 @@ class BestCheckpoint(ModelCheckpoint):
         return {**super().state_dict(), "fallback_score": self.fallback_score}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore both."""
-        super().load_state_dict(state_dict)
-        self.fallback_score = state_dict.get("fallback_score")
+        """Restore both; weights that are in neither folder any more are forgotten, which is said."""
+        state, gone = moved_state(state_dict, str(self.dirpath))
+        if gone:
+            rank_zero_warn(f"{gone} is missing: the best weights are chosen from the validations that follow")
+        super().load_state_dict(state)
+        self.fallback_score = None if gone else state.get("fallback_score")
+
+
+def moved_state(state: dict[str, Any], folder: str) -> tuple[dict[str, Any], str]:
+    """Return the state of a ``ModelCheckpoint`` with paths in the present folder, and the best file if it is missing.
+
+    A run that resumes from a checkpoint of another run has no file of its own yet; the other run's is read.
+    """
+    best = Path(state["best_model_path"])
+    if not state["best_model_path"] or (state.get("dirpath") == folder and best.exists()):
+        return {**state, "dirpath": folder}, ""
+
+    def moved(path: str) -> str:
+        here = Path(folder) / Path(path).name
+        return str(here) if path and (here.exists() or not Path(path).exists()) else path
+
+    if not Path(moved(str(best))).exists():
+        empty: dict[str, Any] = {
+            "best_model_score": None,
+            "best_model_path": "",
+            "best_k_models": {},
+            "kth_best_model_path": "",
+        }
+        return {**state, **empty, "dirpath": folder, "kth_value": None, "last_model_path": ""}, str(best)
+    paths = {key: moved(state[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+    kept = {moved(path): score for path, score in state["best_k_models"].items()}
+    return {**state, **paths, "best_k_models": kept, "dirpath": folder}, ""
 
 
 class ResumeCheckpoint(ModelCheckpoint):
@@ -206,7 +239,7 @@ class ResumeCheckpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore both; on a different number of ranks, random states start fresh."""
         self._random_states = state_dict.get("random_states", [])
-        super().load_state_dict(state_dict)
+        super().load_state_dict(moved_state(state_dict, str(self.dirpath))[0])
 
 
 def random_state() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import shutil
@@ -17,6 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from lightning_minillm._reach import is_out_of_memory
 from lightning_minillm.files import replacing
 
+_LITTLE = 2**20  # bytes
 _UNREADABLE = (
     RuntimeError,
     EOFError,
@@ -46,7 +48,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise TypeError("AtomicCheckpointIO writes local files and takes no storage_options")
         path = Path(path)
         with replacing(path, durable=True) as scratch:
-            torch.save(checkpoint, scratch)
+            try:
+                torch.save(checkpoint, scratch)
+            except RuntimeError as error:  # torch does not say why it could not write
+                if shutil.disk_usage(path.parent).free < _LITTLE:
+                    raise OSError(errno.ENOSPC, "no space left on the disk for the checkpoint", str(path)) from error
+                raise
         for abandoned in path.parent.glob(f".{path.name}.*.part"):  # by a run that was killed while it wrote
             abandoned.unlink(missing_ok=True)
 

@@ -12,6 +12,7 @@ from typing import Any
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from lightning_minillm.cli.config import CONFIG_PATH, HYDRA_VERSION, compose_config, quote_numbers, to_plain
@@ -22,6 +23,7 @@ from lightning_minillm.cli.own_data import check_own_data, expand_overrides, set
 from lightning_minillm.cli.paper import check_paper
 from lightning_minillm.cli.places import check_places
 from lightning_minillm.cli.schema import KEYS
+from lightning_minillm.cli.tracking import keep_overrides
 
 _FLAGS = (
     "--help --hydra-help --version --cfg --resolve --package --run --multirun --shell-completion --config-path"
@@ -85,6 +87,8 @@ def _run(name: str, target: str) -> None:
         _restore(full_error)
         with open_dict(cfg):
             cfg.output_dir = HydraConfig.get().runtime.output_dir  # which differs in a job of a sweep
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            keep_overrides(cfg.output_dir)  # also of a job that fails
         with short_errors():
             _check(check_paper(settle_data(cfg)), name, HydraConfig.get().overrides.task)
             quiet_libraries()

@@ -66,8 +66,11 @@ def compare(
         The table and its rows.
 
     Raises:
-        ValueError: a folder that holds no run, or a baseline, teacher or metric that no run has.
+        ValueError: a folder that holds no run, a baseline, teacher or metric that no run has, or an ``output_dir`` that
+            holds a run.
     """
+    if output_dir is not None and (Path(output_dir) / "config.yaml").exists():
+        raise ValueError(f"output_dir {str(output_dir)!r} contains a run, whose report would be overwritten")
     if not 0 < significance < 1:
         raise ValueError(f"significance must be between 0 and 1, got {significance}")
     from lightning_minillm.reports.comparison import add_tests, choose_baseline, choose_columns, gather

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +14,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lightning_minillm.cli import tracking
 from lightning_minillm.cli.own_data import expand_home, expand_overrides, settle_data
@@ -47,6 +48,7 @@ _RESOLVERS: dict[str, Callable[..., Any]] = {
     "epochs": lambda epochs, rows, batch_size: epochs * (rows // batch_size),
     "quote": quote,
     "direction": {"min": "minimize", "max": "maximize"}.__getitem__,
+    "expanduser": os.path.expanduser,
     "run_name": tracking.run_name,
     "run_group": tracking.run_group,
     "run_tags": tracking.run_tags,
@@ -115,9 +117,20 @@ def to_plain(cfg: DictConfig | Mapping[str, Any], known_keys: Iterable[str]) -> 
     if missing:
         raise ValueError(f"no value was given for {', '.join(missing)}; set e.g. {missing[0]}=VALUE")
     check_values(raw)  # first, since keys refer to others by these values
+    cfg = _with_place(cfg)
     plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     check_values(plain)
     return {str(key): expand_home(value) for key, value in plain.items() if key != PAPER}
+
+
+def _with_place(cfg: DictConfig) -> DictConfig:
+    """Expand ``~`` in the folder of a run, to which other values refer."""
+    if cfg.get("output_dir") is None:
+        return cfg
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        cfg.output_dir = os.path.expanduser(cfg.output_dir)
+    return cfg
 
 
 def _missing(node: Any, path: str = "") -> Iterator[str]:

@@ -15,10 +15,10 @@ from lightning_minillm.cli import commands, schema
 from lightning_minillm.cli.build import build_trainer, prepare_data
 from lightning_minillm.cli.config import Config, build, to_plain
 from lightning_minillm.cli.models import NamedModel, open_model
-from lightning_minillm.cli.tracking import tracked
+from lightning_minillm.cli.start import RunStart, finishing
 from lightning_minillm.data.cache import tokenizer_fingerprint
 from lightning_minillm.evaluation import Evaluation, EvaluationModule, record_files, run_evaluation
-from lightning_minillm.files import digest_of_files, write_json_lines
+from lightning_minillm.files import digest_of_files, read_json, write_json_lines
 from lightning_minillm.models import ModelFactory, ModelWithTokenizer
 from lightning_minillm.models.factories import Factory, check_factory, check_factory_fit
 from lightning_minillm.reports import evaluation as evaluation_report
@@ -51,11 +51,18 @@ def evaluate(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[
         last model), ``results`` (with curves, and how each metric is shown).
 
     Raises:
-        ValueError: the configuration is wrong; raised before any model is loaded.
+        ValueError: the configuration is wrong, or the folder is in use or contains something else; raised before any
+            model is loaded.
     """
     config = to_plain(without_tokenizer(cfg), KEYS)
     _check(config)
+    with runs.claimed(Path(config["output_dir"])):
+        return _evaluate(config)
+
+
+def _evaluate(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     folder = Path(config["output_dir"])
+    _check_folder(folder, config)
     trainer, _ = build_trainer(config)
     seed_everything(config["seed"], workers=True, verbose=False)
     models = [
@@ -69,9 +76,10 @@ def evaluate(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     for model, module in zip(models, modules, strict=True):
         for evaluation in evaluations[model.name]:
             record_files(_records(folder, model), evaluation).check(module.identity(evaluation))
-    runs.start_run(folder, config)
     results, texts = Results(), Texts()
-    with tracked(trainer.loggers, folder, config):
+    start = RunStart(config)
+    with finishing(trainer.loggers, start):
+        start.begin(trainer.loggers)
         while modules:
             model, module = models[-len(modules)], modules.pop(0)  # releases the memory of finished models
             for evaluation in evaluations[model.name]:
@@ -119,6 +127,22 @@ def _check_evaluations(folder: Path, evaluations: Mapping[str, Any]) -> None:
         raise ValueError(
             f"output_dir={str(folder)!r} contains results of {', '.join(lost)}, which are not measured now and would be"
             f" missing in the new report: set evaluation=[{together}], or give a different output_dir"
+        )
+
+
+def _check_folder(folder: Path, config: Config) -> None:
+    """Check that no results in the folder get lost.
+
+    Raises:
+        ValueError: it contains something else, or results of models that are not measured now.
+    """
+    runs.check_folder(folder, "evaluate")
+    stored = (read_json(folder / report.RESULTS_JSON) or {}).get("models", {})
+    lost = sorted(stored.keys() - _paths(config).keys())
+    if lost:
+        raise ValueError(
+            f"output_dir {str(folder)!r} contains the results of {', '.join(lost)}, which are not measured now and"
+            " would be overwritten: use another output_dir, or name these models as well"
         )
 
 

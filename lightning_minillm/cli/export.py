@@ -19,7 +19,7 @@ def export(
 
     Args:
         checkpoint: ``last.ckpt`` or ``best.ckpt`` in a run's folder: a file, or a folder to which several ranks wrote.
-        output: the folder to write.
+        output: the folder to write; new or empty.
         run_dir: the folder with the run's ``config.yaml``; by default two folders above the checkpoint.
         dtype: of the weights: ``float32``, ``bfloat16`` or ``float16``; by default that of the model that the run
             began with.
@@ -28,12 +28,15 @@ def export(
         ``optimizer_steps`` and ``parameters``.
 
     Raises:
-        ValueError: no checkpoint, one that cannot be read, or no ``config.yaml`` of the run that wrote it.
+        ValueError: no checkpoint, one that cannot be read, no ``config.yaml`` of the run that wrote it, or an output
+            that contains files.
     """
     from lightning_minillm.cli.models import CheckpointOfRun
     from lightning_minillm.models.export import save_pretrained
 
     checkpoint, output = Path(checkpoint).expanduser(), Path(output).expanduser()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{str(output)!r} is a file or contains files, which would be overwritten: give a new folder")
     run = CheckpointOfRun(checkpoint, run_dir)
     metadata = run.metadata()
     student = run.student()

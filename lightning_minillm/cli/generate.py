@@ -12,11 +12,13 @@ from omegaconf import DictConfig
 
 from lightning_minillm.cli import commands, schema
 from lightning_minillm.cli.build import build_trainer, prepare_data
-from lightning_minillm.cli.config import build, to_plain
+from lightning_minillm.cli.config import Config, build, to_plain
 from lightning_minillm.cli.evaluate import make_module, without_tokenizer
 from lightning_minillm.cli.models import open_model
+from lightning_minillm.cli.resume import IDENTITY_FILE, input_paths
+from lightning_minillm.cli.start import RunStart
 from lightning_minillm.evaluation import GenerationEvaluation, record_files, run_evaluation
-from lightning_minillm.files import write_json, write_json_lines
+from lightning_minillm.files import changed_keys, read_json, write_json, write_json_lines
 from lightning_minillm.reports import run_folder as runs
 
 KEYS = schema.KEYS["generate"].split()
@@ -37,11 +39,23 @@ def generate(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[
         are any, ``with_special_tokens``) and objects (``config``, ``output``).
 
     Raises:
-        ValueError: the configuration is wrong, or the folder has responses made with different settings or weights.
+        ValueError: the configuration is wrong, the folder is in use, the output exists, or its partial responses were
+            made with different settings or weights.
     """
     config = to_plain(without_tokenizer(cfg), KEYS)
-    output = Path(config["output"])
-    partial = output.with_name(f"{output.name}.partial")
+    output = Path(config["output"]).expanduser()
+    with runs.claimed(Path(config["output_dir"])), runs.claimed(_partial(output), keep=False):
+        return _generate(config, output)
+
+
+def _partial(output: Path) -> Path:
+    return output.with_name(f"{output.name}.partial")
+
+
+def _generate(config: Config, output: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    folder, partial = Path(config["output_dir"]), _partial(output)
+    runs.check_folder(folder, "generate")
+    _check_output(config, output)
     evaluation: GenerationEvaluation = build(config["generation"])
     trainer, _ = build_trainer(config)
     model = open_model(
@@ -51,16 +65,29 @@ def generate(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     evaluation.add_bos = config["data"]["datamodule"]["add_bos"]
     evaluation.prepare(model.tokenizer)
     module = make_module(config, model)
-    record_files(partial, evaluation).check(module.identity(evaluation))
-    runs.start_run(Path(config["output_dir"]), config)
+    identity, records = module.identity(evaluation), record_files(partial, evaluation)
+    records.check(identity)
+    made_with = {**identity, "keep_unfinished": config["keep_unfinished"]}
+    if output.exists() and not records.folder.exists():
+        stored, metrics = read_json(folder / IDENTITY_FILE), read_json(folder / runs.METRICS_FILE)
+        changed = changed_keys(stored, made_with) if stored and metrics else ["output_dir"]
+        if not changed:
+            rank_zero_info(f"{config['name']}: {output} is complete")
+            return metrics, {"config": config, "output": output}
+        if changed != ["keep_unfinished"]:  # which chooses among the same responses
+            raise ValueError(f"{str(output)!r} exists: choose another output, or delete the file to generate it again")
+        rank_zero_info(f"{config['name']}: {output} is replaced: keep_unfinished is now {config['keep_unfinished']}")
+    RunStart(config).begin(())
+    rank_zero_only(write_json)(folder / IDENTITY_FILE, made_with)
     findings = run_evaluation(trainer, module, evaluation, partial)
     metrics = {name: values[0] for name, values in findings.values.items()}
     left_out = evaluation.num_responses - metrics["responses"]
     unfinished = 0 if config["keep_unfinished"] else metrics["unfinished"]
     metrics["empty"] = left_out - unfinished
     metrics["dropped_prompts"] = evaluation.prompts.num_dropped
-    rank_zero_only(_write)(output, partial, evaluation)
-    rank_zero_only(write_json)(Path(config["output_dir"]) / runs.METRICS_FILE, metrics)
+    rank_zero_only(write_json_lines)(output, evaluation.texts(records.read())["responses"])
+    rank_zero_only(write_json)(folder / runs.METRICS_FILE, metrics)
+    rank_zero_only(shutil.rmtree)(records.folder)
     rank_zero_info(f"{config['name']}: wrote {metrics['responses']} responses to {output}")
     if not config["keep_special_tokens"] and metrics.get("with_special_tokens"):
         rank_zero_warn(
@@ -77,10 +104,17 @@ def generate(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     return metrics, {"config": config, "output": output}
 
 
-def _write(output: Path, partial: Path, evaluation: GenerationEvaluation) -> None:
-    """Write the file of all responses, and remove the folder that they were kept in."""
-    write_json_lines(output, evaluation.texts(record_files(partial, evaluation).read())["responses"])
-    shutil.rmtree(partial)
+def _check_output(config: Config, output: Path) -> None:
+    """Check that the output is a new file and none that is read.
+
+    Raises:
+        ValueError: it is a folder, or a file of the data.
+    """
+    if output.is_dir():
+        raise ValueError(f"output={output} is a folder: give the name of a file in it")
+    for key, path in input_paths(config).items():
+        if output.exists() and Path(path).expanduser().samefile(output):
+            raise ValueError(f"output={output} is also {key}, which is read: choose another output")
 
 
 if __name__ == "__main__":

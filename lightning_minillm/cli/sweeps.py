@@ -22,8 +22,8 @@ from lightning_minillm.cli.config import quote
 from lightning_minillm.files import read_json
 from lightning_minillm.reports import run_folder as runs
 
-# The variables that a launcher sets for the processes it starts.
-_RANKS = "RANK LOCAL_RANK NODE_RANK GROUP_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT".split()
+RANKS = "RANK LOCAL_RANK NODE_RANK GROUP_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT".split()
+"""The variables that a launcher sets for the processes it starts."""
 
 
 def run_job(command: Callable[[DictConfig], Any], name: str, cfg: DictConfig) -> float | None:
@@ -50,7 +50,7 @@ def run_job(command: Callable[[DictConfig], Any], name: str, cfg: DictConfig) ->
         f"hydra.run.dir={quote(HydraConfig.get().runtime.output_dir)}",
         f"hydra.sweep.dir={quote(Path(HydraConfig.get().sweep.dir).resolve())}",
     ]
-    environment = {key: value for key, value in os.environ.items() if key not in _RANKS}
+    environment = {key: value for key, value in os.environ.items() if key not in RANKS}
     done = subprocess.run([sys.executable, "-m", f"lightning_minillm.cli.{name}", *words], env=environment)
     if done.returncode:
         raise ValueError(f"the job {' '.join(HydraConfig.get().overrides.task)} ended with exit code {done.returncode}")

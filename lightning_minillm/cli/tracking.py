@@ -1,4 +1,4 @@
-"""Names, groups and tags of runs in Weights & Biases, and what is logged there besides metrics.
+"""Names, groups, tags and ids of runs in Weights & Biases.
 
 The functions for names are resolvers in ``conf/logger/wandb.yaml``. Outside a command, when Hydra has no job, they
 return the values of a single run.
@@ -6,19 +6,18 @@ return the values of a single run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from lightning_minillm.files import digest, read_json
+from lightning_minillm.files import read_json, write_text
 
-if TYPE_CHECKING:
-    from lightning.pytorch.loggers import Logger
-
+TRACKING_FILE = "tracking.json"
+"""The id of the W&B run of a folder, and the folder in which it was drawn."""
+OVERRIDES_FILE = Path(".hydra") / "overrides.yaml"
 _LONGEST_TAG = 64  # characters; more is an error there
 
 
@@ -42,44 +41,23 @@ def run_tags(name: str) -> list[str]:
 
 
 def run_id(folder: str, resume: str) -> str | None:
-    """Return an id that is the same when a run is resumed in its folder; ``None`` (a new id) for ``resume=never``."""
-    return None if resume == "never" else digest(str(Path(folder).resolve()))[:16]
+    """Return the id that is kept in a run's folder, or a new one; ``None`` (W&B draws one) for ``resume=never``.
 
-
-@contextmanager
-def tracked(loggers: Sequence[Logger], folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
-    """Log the configuration, the state of the code and the versions to every logger, and finish W&B runs at the end.
-
-    A logger run that is not finished would continue in the next run of the process, such as the next job of a sweep.
-
-    Args:
-        loggers: the trainer's.
-        folder: the folder of a run that :func:`lightning_minillm.reports.run_folder.start_run` has created.
-        config: resolved.
+    A run that was renamed or moved continues its W&B run. A copy gets an id of its own, or two runs would write to one.
     """
-    from lightning.pytorch.loggers import WandbLogger  # here, since the resolvers above are needed at once
-    from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
-
-    rank_zero_only(_log_start)(loggers, folder, config)
-    exit_code = 1
-    try:
-        yield
-        exit_code = 0
-    finally:
-        for logger in loggers:
-            if isinstance(logger, WandbLogger):
-                place = Path(logger.experiment.dir).parent
-                logger.experiment.finish(exit_code)
-                if place.name.startswith("offline-run"):
-                    rank_zero_info(f"Weights & Biases: the run is in {place}; `wandb sync {place}` uploads it")
+    if resume == "never":
+        return None
+    here = Path(folder).resolve()
+    stored = read_json(here / TRACKING_FILE) or {}
+    origin = stored.get("folder", "")
+    is_copy = origin != str(here) and read_json(Path(origin) / TRACKING_FILE) == stored
+    return secrets.token_hex(8) if "id" not in stored or is_copy else str(stored["id"])
 
 
-def _log_start(loggers: Sequence[Logger], folder: Path, config: Mapping[str, Any]) -> None:
-    from lightning_minillm.reports import run_folder as runs
-
-    environment = read_json(folder / runs.ENVIRONMENT_FILE)
-    for logger in loggers:
-        logger.log_hyperparams({**config, "environment": environment})
+def keep_overrides(folder: str | Path) -> None:
+    """Write the overrides of a command to its folder, by which the runs of a sweep are told apart."""
+    if HydraConfig.initialized():
+        write_text(Path(folder) / OVERRIDES_FILE, yaml.safe_dump(list(HydraConfig.get().overrides.task)))
 
 
 def _sweep() -> str | None:

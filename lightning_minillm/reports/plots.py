@@ -30,10 +30,9 @@ def read_curve(folder: Path, metric: str) -> Curve:
     values: dict[int, float] = {}
     files = sorted((folder / "metrics").glob("version_*/metrics.csv"), key=lambda file: int(file.parent.name[8:]))
     for file in files:
-        with open(file, newline="", encoding="utf-8") as rows:
-            for row in csv.DictReader(rows):
-                if row.get(metric):
-                    values[int(row["step"])] = float(row[metric])
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]  # the last line may be cut off
+        values |= {int(row["step"]): float(row[metric]) for row in csv.DictReader(whole) if row.get(metric)}
     return sorted(values.items())
 
 

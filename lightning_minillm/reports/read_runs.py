@@ -73,9 +73,20 @@ def read_runs(folders: Sequence[str | Path]) -> list[Entry]:
 
 
 def read_run(folder: Path) -> list[Entry] | None:
-    """Return the models of one recipe, evaluation or training run, or ``None`` if the folder is none of them."""
+    """Return the models of one recipe, evaluation or training run, or ``None`` if the folder is none of them.
+
+    Raises:
+        ValueError: a file of the run is cut off, or lacks what every run writes.
+    """
     config = runs.read_config(folder) or {}
     results = read_json(folder / RESULTS_JSON) or {}
+    try:
+        return _read(folder, config, results)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the run in {str(folder)!r} cannot be read, a file lacks something ({error!r})") from error
+
+
+def _read(folder: Path, config: Mapping[str, Any], results: Mapping[str, Any]) -> list[Entry] | None:
     if "recipe" in config:
         return _read_recipe(folder, config, results)
     if "models" in results or {"models", "seeds"} <= config.keys():

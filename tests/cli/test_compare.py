@@ -263,3 +263,34 @@ def test_mistakes_on_the_command_line_are_short(tmp_path, capsys, monkeypatch):
         main([str(tmp_path / "nowhere")])
     assert stop.value.code == 1
     assert "error: there is no folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.yaml", "recipe: {name", "config.yaml' is not valid YAML"),
+        ("config.yaml", "just words", "is not the configuration of a run"),
+        ("results.json", '{"models": {"SFT": {"rou', "results.json' is not valid JSON"),
+        ("results.json", '{"models": {"SFT": {"rougeL": {}}}}', "cannot be read, a file lacks something .*values"),
+        ("config.yaml", "recipe: {stages: {}}", "cannot be read, a file lacks something .*evaluate"),
+    ],
+)
+def test_half_written_run_says_what_is_wrong(name, content, message, tmp_path):
+    make_recipe(tmp_path, 0)
+    (tmp_path / "seed_0" / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        compare([tmp_path / "seed_0"], output_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_last_row_of_a_curve_may_be_cut_off(tmp_path):
+    write_curve(tmp_path, [1.0, 2.0])
+    with open(tmp_path / "metrics/version_0/metrics.csv", "a", encoding="utf-8") as file:
+        file.write("30,4")  # of 45.0
+    assert plots.read_curve(tmp_path, "val/rougeL") == [(10, 1.0), (20, 2.0)]
+
+
+def test_report_of_a_run_is_not_overwritten(tmp_path):
+    make_recipe(tmp_path, 0)
+    with pytest.raises(ValueError, match="contains a run, whose report would be overwritten"):
+        compare([tmp_path / "seed_0"], output_dir=tmp_path / "seed_0")

@@ -192,3 +192,14 @@ def test_text_of_any_script_is_measured_and_the_choice_is_written(overrides, fol
         evaluate(
             compose_config("evaluate", [*base, "evaluation.responses.words=latin", f"output_dir={tmp_path}/other"])
         )
+
+
+def test_results_of_other_models_are_not_overwritten(overrides, folders, tmp_path):
+    base = [*overrides, "seeds=[7]"]
+    evaluate(compose_config("evaluate", [*base, f"models={{a: {folders}/model}}"]))
+    before = (tmp_path / "run/results.json").read_bytes()
+    with pytest.raises(ValueError, match="contains the results of a, which are not measured now"):
+        evaluate(compose_config("evaluate", [*base, f"models={{b: {folders}/teacher}}"]))
+    assert (tmp_path / "run/results.json").read_bytes() == before
+    both = f"models={{a: {folders}/model, b: {folders}/teacher}}"
+    assert set(evaluate(compose_config("evaluate", [*base, both]))[0]) == {"a", "b"}

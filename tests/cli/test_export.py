@@ -101,3 +101,12 @@ def test_a_run_is_planned_from_the_command_line(run_folder, tmp_path, capsys, mo
         plan_command.main([f"{run_folder}/model", f"{tmp_path}/nowhere"])
     assert stop.value.code == 1
     assert "error: there is no folder" in capsys.readouterr().err
+
+
+def test_folder_with_files_is_not_overwritten(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/README.md").write_text("mine")
+    for output in ("out", "out/README.md"):
+        with pytest.raises(ValueError, match="would be overwritten: give a new folder"):
+            export(tmp_path / "last.ckpt", tmp_path / output)
+    assert (tmp_path / "out/README.md").read_text() == "mine"

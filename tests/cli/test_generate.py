@@ -8,6 +8,7 @@ from lightning_minillm.cli.generate import generate
 from lightning_minillm.cli.train import train
 from lightning_minillm.data import load_instructions
 from lightning_minillm.evaluation import GenerationEvaluation
+from lightning_minillm.reports import run_folder as runs
 
 
 @pytest.fixture
@@ -196,3 +197,30 @@ def test_special_tokens_are_kept_by_an_option(overrides, folders, tmp_path, make
     )
     kept = [record.responses[0] for record in load_instructions(objects["output"])]
     assert sum("<think>" in text for text in kept) == metrics["with_special_tokens"] > 0
+
+
+def test_output_that_exists_is_not_overwritten(overrides, folders, tmp_path):
+    first = [*overrides, f"output={tmp_path}/a.jsonl"]
+    metrics, _ = generate(compose_config("generate", first))
+    before = (tmp_path / "a.jsonl").read_bytes()
+    for added in (f"model={folders}/model", f"output_dir={tmp_path}/other", "seed=3"):
+        with pytest.raises(ValueError, match=r"a.jsonl' exists: choose another output"):
+            generate(compose_config("generate", [*first, added]))
+    assert generate(compose_config("generate", first))[0] == metrics  # it is complete
+    assert (tmp_path / "a.jsonl").read_bytes() == before
+    assert not (tmp_path / "other").exists()
+
+
+def test_data_are_not_overwritten_by_responses_to_them(overrides, folders):
+    before = (folders / "train.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=r"train.jsonl' exists|train.jsonl is also data.*, which is read"):
+        generate(compose_config("generate", [*overrides, f"output={folders}/train.jsonl"]))
+    with pytest.raises(ValueError, match="is a folder: give the name of a file"):
+        generate(compose_config("generate", [*overrides, f"output={folders}"]))
+    assert (folders / "train.jsonl").read_bytes() == before
+    assert not list(folders.glob("*.partial"))
+
+
+def test_two_commands_on_one_output_are_refused(overrides, tmp_path):
+    with runs.claimed(tmp_path / "a.jsonl.partial"), pytest.raises(ValueError, match="is in use by process"):
+        generate(compose_config("generate", [*overrides, f"output={tmp_path}/a.jsonl"]))

@@ -1,6 +1,7 @@
 """What a run leaves in Weights & Biases, read back from the offline files."""
 
 import json
+import shutil
 import struct
 import time
 
@@ -10,6 +11,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 from lightning_minillm.cli.config import compose_config
 from lightning_minillm.cli.tracking import run_id
 from lightning_minillm.cli.train import train
+from lightning_minillm.files import write_json
 
 BLOCK = 32768
 
@@ -87,10 +89,33 @@ def test_offline_run_holds_configuration_code_versions_and_samples(overrides, tm
     train(compose_config("train", [*overrides, "max_steps=4"]))  # goes on
     again = read_offline(tmp_path / "run")
     assert started(again).run_id == run.run_id
+    assert json.loads((tmp_path / "run/tracking.json").read_text())["id"] == run.run_id
     assert config_of(again)["max_steps"] == 4
 
 
-def test_id_follows_the_folder(tmp_path):
-    assert run_id(str(tmp_path / "a"), "auto") == run_id(str(tmp_path / "b/../a"), "auto")
-    assert run_id(str(tmp_path / "a"), "auto") != run_id(str(tmp_path / "b"), "auto")
+def keep_id(folder, name="kept"):
+    write_json(folder / "tracking.json", {"id": name, "folder": str(folder.resolve())})
+
+
+def test_id_is_drawn_once_and_kept_in_the_folder(tmp_path):
+    drawn = run_id(str(tmp_path / "a"), "auto")
+    assert drawn != run_id(str(tmp_path / "a"), "auto")  # nothing is kept before the run starts
+    keep_id(tmp_path / "a")
+    assert run_id(str(tmp_path / "b/../a"), "auto") == "kept"
     assert run_id(str(tmp_path / "a"), "never") is None
+
+
+def test_id_follows_a_moved_folder_and_not_a_copied_or_a_new_one(tmp_path):
+    keep_id(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    assert run_id(str(tmp_path / "copy"), "auto") != "kept"
+    assert run_id(str(tmp_path / "a"), "auto") == "kept"
+    shutil.move(tmp_path / "a", tmp_path / "moved")
+    assert run_id(str(tmp_path / "moved"), "auto") == "kept"
+    assert run_id(str(tmp_path / "a"), "auto") != "kept"  # deleted and started again
+
+
+def test_run_that_fails_before_it_starts_leaves_no_offline_run(overrides, tmp_path):
+    with pytest.raises(ValueError, match="nowhere"):
+        train(compose_config("train", [*overrides, "data.train=./nowhere.jsonl"]))
+    assert not (tmp_path / "run").exists()

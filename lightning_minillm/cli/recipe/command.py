@@ -10,6 +10,7 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
 
 from lightning_minillm.cli import schema
 from lightning_minillm.cli.build import prepare_data
@@ -19,19 +20,26 @@ from lightning_minillm.cli.recipe.scheduler import choose_workers, run_stages
 from lightning_minillm.cli.recipe.stages import (
     COMMANDS,
     PROGRESS_FILE,
-    STATE_FILE,
+    SET_ASIDE,
     Stage,
+    check_folder,
     digest_data,
     fingerprints_of,
+    is_stale,
+    redo,
+    set_aside,
 )
-from lightning_minillm.cli.train import STUDENT_FOLDER
+from lightning_minillm.cli.resume import STUDENT_FOLDER
+from lightning_minillm.files import changed_keys, replace_in_strings
 from lightning_minillm.reports import run_folder as runs
+from lightning_minillm.reports.summary import RESULTS_JSON
 from lightning_minillm.reports.tables import make_console
 
 KEYS = schema.KEYS["recipe"].split()
 _RECIPE_KEYS = set(
     "common evaluate extra name requires shared size stages steps teacher train_common train_extra".split()
 )
+_SETTINGS = ("recipe", "seed", "teacher_seed", "data")
 _STAGE_KEYS = {"command", "title", "needs", "starts_at", "overrides", "extra"}
 
 
@@ -60,18 +68,46 @@ def recipe(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
     for name in config["redo"]:
         if name not in stages:
             raise ValueError(f"redo names {name!r}, which is not a stage; the stages are {', '.join(stages)}")
-        (stages[name].folder / STATE_FILE).unlink(missing_ok=True)
     folder = Path(config["output_dir"])
     started = time.perf_counter()
-    runs.start_run(folder, config)
-    console.print("data")
-    data = _prepare(config)
-    folders = {name: Path(config[f"{name}_dir"]) for name in ("output", "shared", "cache")}
-    fingerprints = fingerprints_of(stages, data, folders)
-    ran = run_stages(chosen, fingerprints, workers, console)
-    results = report_recipe(config, stages, console) if config["until"] is None else {}
+    with runs.claimed(folder):
+        earlier = runs.check_folder(folder, "recipe")
+        for stage in chosen:
+            check_folder(stage)
+        for name in config["redo"]:
+            redo(stages[name])
+        if earlier is not None:
+            _set_report_aside(earlier, config, console)
+        runs.start_run(folder, config)
+        console.print("data")
+        fingerprints = fingerprints_of(stages, _prepare(config), _folders(config))
+        for stage in chosen:
+            if is_stale(stage, fingerprints[stage.name]):
+                console.print(f"{stage.name}: its inputs have changed; the earlier result moves to {SET_ASIDE}/")
+        ran = run_stages(chosen, fingerprints, workers, console)
+        results = report_recipe(config, stages, console) if config["until"] is None else {}
     console.print(f"{config['recipe']['name']}: {time.perf_counter() - started:.0f} s; results are written to {folder}")
     return results, {"config": config, "stages": stages, "ran": [name for name, anything in ran.items() if anything]}
+
+
+def _folders(config: Config) -> dict[str, Path]:
+    return {name: Path(config[f"{name}_dir"]) for name in ("output", "shared", "cache")}
+
+
+def _set_report_aside(earlier: Config, config: Config, console: Console) -> None:
+    """Move the report of a recipe with different settings out of the way."""
+    before, now = (
+        replace_in_strings(
+            {key: node.get(key) for key in _SETTINGS}, {str(v): f"<{k}>" for k, v in _folders(node).items()}
+        )
+        for node in (earlier, config)
+    )
+    folder = Path(config["output_dir"])
+    changed = changed_keys(before, now)
+    if changed and (folder / RESULTS_JSON).exists():
+        names = (runs.CONFIG_FILE, runs.ENVIRONMENT_FILE, *runs.WRITTEN["recipe"])
+        place = set_aside(folder, names, folder / SET_ASIDE / "report")
+        console.print(f"the report of different settings ({', '.join(changed)}) is moved to {place}", markup=False)
 
 
 # --- stages --------------------------------------------------------------------------------------------------------

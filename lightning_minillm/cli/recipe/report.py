@@ -73,9 +73,13 @@ def report_recipe(config: Config, stages: Mapping[str, Stage], console: Console)
 def _report_seeds(config: Config, teacher: list[str], console: Console) -> None:
     """If the recipe has finished for other training seeds in folders beside this one, show all seeds in one table."""
     folder = Path(config["output_dir"])
-    beside = [read_run(item) for item in sorted(folder.parent.iterdir()) if item.is_dir()]
     group = next(entry.group for entry in read_run(folder) or ())
-    entries = [entry for run in beside for entry in run or () if entry.group == group and entry.values]
+    entries = []
+    for item in sorted(item for item in folder.parent.iterdir() if item.is_dir()):
+        try:
+            entries += [entry for entry in read_run(item) or () if entry.group == group and entry.values]
+        except ValueError as error:  # something else, or a run that was cut off
+            console.print(f"left out of the training seeds: {error}", markup=False)
     models = gather(entries, within_one_run=False)
     num_seeds = max(len(model.entries) for model in models)
     if num_seeds < 2:

@@ -8,6 +8,7 @@ from lightning_minillm.cli.config import compose_config
 from lightning_minillm.cli.errors import RecipeError
 from lightning_minillm.cli.recipe.command import compose_stages, read_config, recipe
 from lightning_minillm.cli.recipe.stages import COMMANDS
+from lightning_minillm.reports import run_folder as runs
 
 STEPS = ["recipe.steps.teacher=4", "recipe.steps.init=2", "recipe.steps.minillm=2"]
 QUICK = [
@@ -181,6 +182,47 @@ def test_mistakes_are_named_before_any_stage(overrides, message, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_folders_of_the_user_are_not_emptied(workers, tmp_path):
+    for name in ("teacher", "init", "minillm"):
+        (tmp_path / f"runs/{name}/student").mkdir(parents=True)
+        (tmp_path / f"runs/{name}/note.txt").write_text(name)
+    overrides = [f"output_dir={tmp_path}/runs", f"shared_dir={tmp_path}/runs", "until=[minillm]"]
+    with pytest.raises(
+        ValueError, match=r"/runs/teacher' is the folder of stage 'teacher', but contains files that no"
+    ):
+        run(tmp_path, *overrides, workers=workers)
+    assert sorted(item.name for item in (tmp_path / "runs").iterdir()) == ["init", "minillm", "teacher"]
+    assert all((tmp_path / f"runs/{name}/note.txt").read_text() == name for name in ("teacher", "init", "minillm"))
+
+
+def test_folder_of_a_run_is_no_place_for_a_recipe(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text("module: {a: 1}\nmax_steps: 3\n")
+    with pytest.raises(ValueError, match="contains a run of minillm-train, which minillm-recipe would overwrite"):
+        run(tmp_path)
+
+
+def test_two_recipes_in_one_place_are_refused(tmp_path):
+    with runs.claimed(tmp_path / "run"), pytest.raises(ValueError, match="is in use by process"):
+        run(tmp_path)
+
+
+def test_other_settings_in_an_old_folder_lose_nothing(copied, capsys):
+    before = (copied / "run/minillm/student/model.safetensors").read_bytes()
+    report = (copied / "run/results.json").read_bytes()
+    with pytest.raises(RecipeError, match="stage 'minillm' failed"):
+        run(copied, 'recipe.stages.minillm.extra=["student.path=./nowhere"]')
+    assert "the report of different settings (recipe) is moved to" in capsys.readouterr().out
+    (kept,) = (copied / "run/set_aside").glob("minillm-*")
+    assert (kept / "student/model.safetensors").read_bytes() == before
+    assert (copied / "run/set_aside/report/results.json").read_bytes() == report
+    results, objects = run(copied)  # back to the settings that were right
+    assert objects["ran"] == []
+    assert (copied / "run/minillm/student/model.safetensors").read_bytes() == before
+    assert results == json.loads(report)["models"]
+
+
 def test_paths_with_odd_characters(tmp_path):
     folder = tmp_path / "it's, {odd}=[folder]"
     folder.mkdir()
@@ -205,3 +247,14 @@ def test_stages_run_at_once_in_processes_of_their_own(tmp_path):
         assert progress["step"] == progress["max_steps"]
     _, objects = run(tmp_path, "until=sft", workers=2)
     assert objects["ran"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_stages_on_several_devices_end(workers, tmp_path):
+    wide = 'recipe.train_extra=["devices=2","strategy=ddp","trainer.accelerator=cpu"]'
+    _, objects = run(tmp_path, wide, "until=[minillm]", workers=workers)
+    assert objects["ran"] == ["teacher", "init", "minillm"]
+    for folder in ("shared/teacher", "run/init", "run/minillm"):
+        assert json.loads((tmp_path / folder / "stage.json").read_text())["finished"]
+        assert (tmp_path / folder / "student/model.safetensors").exists()
