@@ -37,7 +37,8 @@ def local_or_hub(path: str | Path, what: str) -> str:
         return name
     if folder.is_file():
         raise ValueError(
-            f"{name!r} is a file: pass the folder of a {what} or a hub name; minillm-export makes a folder of a checkpoint"
+            f"{name!r} is a file: pass the folder of a {what} or a hub name (minillm-export makes a folder of a"
+            " checkpoint)"
         )
     if not folder.is_dir():
         raise ValueError(f"there is no folder {name!r} to load a {what} from: pass an existing folder or a hub name")
