@@ -14,7 +14,7 @@ from rich.console import Console
 
 from lightning_minillm.cli import schema
 from lightning_minillm.cli.build import prepare_data
-from lightning_minillm.cli.config import Config, compose_config, quote, to_plain
+from lightning_minillm.cli.config import Config, build, compose_config, quote, to_plain
 from lightning_minillm.cli.recipe.report import report_recipe
 from lightning_minillm.cli.recipe.scheduler import choose_workers, run_stages
 from lightning_minillm.cli.recipe.stages import (
@@ -31,6 +31,7 @@ from lightning_minillm.cli.recipe.stages import (
 )
 from lightning_minillm.cli.resume import STUDENT_FOLDER
 from lightning_minillm.files import changed_keys, replace_in_strings
+from lightning_minillm.models.factories import check_factory
 from lightning_minillm.reports import run_folder as runs
 from lightning_minillm.reports.summary import RESULTS_JSON
 from lightning_minillm.reports.tables import make_console
@@ -65,6 +66,7 @@ def recipe(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
     workers = choose_workers(config["workers"])
     stages = compose_stages(config, shown_progress=workers == 1)
     chosen = _until(stages, config["until"])
+    check_given_models(stages)
     for name in config["redo"]:
         if name not in stages:
             raise ValueError(f"redo names {name!r}, which is not a stage; the stages are {', '.join(stages)}")
@@ -160,6 +162,21 @@ def compose_stages(config: Config, shown_progress: bool) -> dict[str, Stage]:
             raise ValueError(f"recipe.evaluate.models names {model!r}, which is not a training stage")
         stages[f"evaluate_{model}"] = _evaluation(config, stages, model, shown_progress)
     return stages
+
+
+def check_given_models(stages: Mapping[str, Stage]) -> None:
+    """Check the models that no stage makes, before any stage runs.
+
+    Raises:
+        ValueError: a folder that contains no complete causal language model, or a student that cannot be trained.
+    """
+    for stage in stages.values():
+        for role in ("student", "teacher"):
+            node = stage.config.get(role) or {}
+            path = node.get("path")
+            made = path and any(Path(path).is_relative_to(other.folder) for other in stages.values())
+            if path and not made and node.get("model"):
+                check_factory(build(node["model"]), trained=role == "student")
 
 
 def _folder(config: Config, name: str) -> Path:

@@ -6,8 +6,8 @@ from transformers import AutoModelForCausalLM
 
 from lightning_minillm.cli.config import compose_config
 from lightning_minillm.cli.errors import RecipeError
-from lightning_minillm.cli.recipe.command import compose_stages, read_config, recipe
-from lightning_minillm.cli.recipe.stages import COMMANDS
+from lightning_minillm.cli.recipe.command import check_given_models, compose_stages, read_config, recipe
+from lightning_minillm.cli.recipe.stages import COMMANDS, Stage
 from lightning_minillm.reports import run_folder as runs
 
 STEPS = ["recipe.steps.teacher=4", "recipe.steps.init=2", "recipe.steps.minillm=2"]
@@ -41,6 +41,20 @@ def copied(finished, tmp_path):
     """A copy elsewhere: what a recipe keeps does not depend on where it lies."""
     shutil.copytree(finished[0], tmp_path / "copy")
     return tmp_path / "copy"
+
+
+def test_models_that_no_stage_makes_are_checked_first(tmp_path, make_model):
+    def stage(path):
+        node = {"path": path, "model": {"_target_": "lightning_minillm.models.load_causal_lm", "_partial_": True}}
+        node["model"]["path"] = path
+        return Stage("kd", "train", tmp_path / "kd", (), {"student": node, "teacher": {"model": None}})
+
+    check_given_models({"kd": stage(str(tmp_path / "kd" / "student"))})
+    make_model("gpt2").save_pretrained(tmp_path / "model")
+    check_given_models({"kd": stage(str(tmp_path / "model"))})
+    (tmp_path / "model" / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="contains no weights"):
+        check_given_models({"kd": stage(str(tmp_path / "model"))})
 
 
 def test_results_are_written(finished):
