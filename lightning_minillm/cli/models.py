@@ -19,7 +19,6 @@ from lightning_minillm.models.factories import check_factory, check_factory_fit
 from lightning_minillm.reports import run_folder as runs
 
 _PREFIX = "student."
-_REMEDY = "save the tokenizer of its training beside it: tokenizer.save_pretrained(FOLDER)"
 
 
 @dataclass(frozen=True)
@@ -54,15 +53,7 @@ def open_model(
         return NamedModel(name, path, run.models.tokenizer, partial(_load_checkpoint, run, dtype))
     load = partial(load_causal_lm, path=path, dtype=dtype, trust_remote_code=trust_remote_code)
     check_factory(load)
-    try:
-        tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
-    except Exception as error:  # transformers raises exceptions of many kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-        raise ValueError(
-            f"no tokenizer could be loaded for model {name!r} from {path!r} ({reason}): {_REMEDY}"
-        ) from error
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # made up by transformers if there is no file
-        raise ValueError(f"model {name!r} has no tokenizer in {path!r}: {_REMEDY}")
+    tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     check_factory_fit(load, tokenizer, length)
     return NamedModel(name, path, tokenizer, load)
 

@@ -25,6 +25,7 @@ Quantization = Literal["8bit", "4bit"]
 _QUANTIZATIONS = ("8bit", "4bit")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DROPOUT_KEYS = ("dropout", "attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout")
+_SAVE_TOKENIZER = "save the tokenizer of the model's training there with tokenizer.save_pretrained(FOLDER)"
 _STORED_DTYPES: WeakKeyDictionary[PreTrainedModel, torch.dtype] = WeakKeyDictionary()
 
 
@@ -230,7 +231,8 @@ def load_tokenizer(
         The tokenizer, padding on the left.
 
     Raises:
-        ValueError: no path, a folder that does not exist, or a tokenizer without an eos token to end responses with.
+        ValueError: no path, a folder that does not exist or has no tokenizer, or a tokenizer without an eos token to
+            end responses with.
     """
     if path is None:
         raise ValueError("no tokenizer given: pass a folder or a hub name (data.tokenizer=... in commands)")
@@ -238,9 +240,15 @@ def load_tokenizer(
     if not (Path(name) / "tokenizer_config.json").is_file():
         base = adapted_model(name)
         name, revision = (name, revision) if base is None else (base, None)
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        name, trust_remote_code=trust_remote_code, revision=revision
-    )
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name, trust_remote_code=trust_remote_code, revision=revision
+        )
+    except Exception as error:  # transformers raises exceptions of many kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise ValueError(f"no tokenizer could be loaded from {name!r} ({reason}): {_SAVE_TOKENIZER}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # made up by transformers if there is no file
+        raise ValueError(f"there is no tokenizer in {name!r}: {_SAVE_TOKENIZER}")
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of {name!r} has no eos token to end responses with: set one and save it")
     if tokenizer.pad_token_id is None:

@@ -310,11 +310,6 @@ class CausalLMModule(LightningModule):
             checkpoint["state_dict"] = completed(self, checkpoint["state_dict"], checkpoint)
 
     def export(self, folder: str, dtype: str | None = None) -> None:
-        """Write the student and the tokenizer as a Hugging Face folder; all ranks of a sharded student take part.
-
-        Args:
-            folder: created if it does not exist.
-            dtype: of the weights; ``None`` for the dtype of the folder that the student was loaded from.
-        """
+        """Write the student and the tokenizer as :func:`~lightning_minillm.models.export.save_pretrained` does."""
         self.pair.name_ends(self.validation_options.sampling.eos_token_ids)
         save_pretrained(self.pair.student, folder, self.tokenizer, dtype=dtype)

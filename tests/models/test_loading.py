@@ -221,3 +221,18 @@ def test_adapters_of_a_model_without_a_name(tmp_path):
 def test_a_tokenizer_that_nobody_named_is_an_error():
     with pytest.raises(ValueError, match=r"data\.tokenizer="):
         load_tokenizer(None)
+
+
+def test_a_folder_without_a_tokenizer_says_so_in_one_line(model_folder):
+    with pytest.raises(ValueError, match=r"no tokenizer .*save the tokenizer of the model's training there") as error:
+        load_tokenizer(model_folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_revision_chooses_the_tokenizer(monkeypatch, tokenizer):
+    given = {}
+    monkeypatch.setattr(
+        loading.AutoTokenizer, "from_pretrained", lambda name, **options: given.update(options) or tokenizer
+    )
+    load_tokenizer("some/name", revision="abc")
+    assert given["revision"] == "abc"
