@@ -106,6 +106,12 @@ def test_distillm_has_the_loss_of_its_size(size, loss):
     assert compose(f"gpt2_{size}_distillm")["loss"]["_target_"].endswith(f".Skewed{loss}KL")
 
 
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_no_cell_adds_a_begin_token(name):
+    """The official code tokenises without special tokens, also for OPT and LLaMA, whose tokenizers would add one."""
+    assert compose(name)["data"]["datamodule"]["add_bos"] is False
+
+
 def test_the_command_line_overrides_a_cell():
     config = compose("gpt2_120m_distillm", "loss=jsd", "scheduler=constant", "optimizer.lr=0.5", "student.path=x")
     assert config["loss"]["_target_"].endswith(".GeneralizedJSD")
@@ -185,6 +191,7 @@ def test_recipe_trains_the_cells_of_its_size(size, tmp_path):
     config = recipe.read_config(compose_config("recipe", words))
     assert config["recipe"]["name"] == size
     stages = recipe.compose_stages(config, shown_progress=True)
+    assert all(stage.config["data"]["datamodule"]["add_bos"] is False for stage in stages.values())
     trained = ["teacher", "init", "sft", "kd", "seqkd", "minillm"]
     assert [stage for stage in stages if not stage.startswith("evaluate")] == [*trained[:4], "generate", *trained[4:]]
     for stage in trained:
