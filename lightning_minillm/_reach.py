@@ -19,6 +19,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.loggers import WandbLogger
     from lightning.pytorch.strategies import ModelParallelStrategy
     from torchmetrics import Metric
     from transformers import PretrainedConfig, PreTrainedModel
@@ -198,3 +199,8 @@ def keep_float64(metric: type[_Metric]) -> type[_Metric]:
 
     metric._apply = move_what_can  # type: ignore[assignment, method-assign]  # the decorator's purpose
     return metric
+
+
+def drop_anonymous(logger: WandbLogger) -> None:
+    """Keep ``anonymous`` from wandb, which warns whatever its value; Lightning's ``_wandb_init`` always has it."""
+    logger._wandb_init.pop("anonymous", None)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
@@ -190,3 +190,11 @@ def test_states_in_float64_stay_off_a_device_without_it():
     assert (metric.exact.device.type, metric.count.device.type) == ("cpu", "meta")
     assert Sum().to("meta").exact.device.type == "meta"
     assert Sum().half().exact.dtype == torch.float64  # torchmetrics ignores conversions of the dtype
+
+
+def test_wandb_is_not_told_of_anonymous_runs(tmp_path):
+    logger = WandbLogger(save_dir=tmp_path, offline=True)
+    before = dict(logger._wandb_init)
+    _reach.drop_anonymous(logger)
+    assert "anonymous" in before
+    assert logger._wandb_init == {key: value for key, value in before.items() if key != "anonymous"}

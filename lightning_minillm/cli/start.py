@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
+from lightning_minillm._reach import drop_anonymous
 from lightning_minillm.cli.resume import IDENTITY_FILE, identity
 from lightning_minillm.cli.tracking import TRACKING_FILE, keep_overrides
 from lightning_minillm.files import read_json, write_json
@@ -52,17 +53,23 @@ class RunStart(Callback):
 @contextmanager
 def finishing(loggers: Sequence[Logger], start: RunStart) -> Iterator[None]:
     """Finish W&B runs at the end; otherwise the next run of the process, such as a sweep's job, would continue them."""
+    wandb_loggers = [logger for logger in loggers if isinstance(logger, WandbLogger)]
+    for logger in wandb_loggers:
+        drop_anonymous(logger)
     exit_code = 1
     try:
         yield
         exit_code = 0
     finally:
-        for logger in loggers:
-            if isinstance(logger, WandbLogger) and start.has_started:
-                place = Path(logger.experiment.dir).parent
-                logger.experiment.finish(exit_code)
-                if place.name.startswith("offline-run"):
-                    rank_zero_info(f"Weights & Biases: the run is in {place}; `wandb sync {place}` uploads it")
+        for logger in wandb_loggers if start.has_started else ():
+            rank_zero_only(_finish)(logger, exit_code)
+
+
+def _finish(logger: WandbLogger, exit_code: int) -> None:
+    folder = Path(logger.experiment.dir).parent
+    logger.experiment.finish(exit_code)
+    if folder.name.startswith("offline-run"):
+        rank_zero_info(f"Weights & Biases: the run is in {folder}; `wandb sync {folder}` uploads it")
 
 
 def _write_start(loggers: Sequence[Logger], config: Mapping[str, Any]) -> None:
