@@ -14,6 +14,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -98,6 +99,23 @@ def read_json(path: str | Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{str(path)!r} is not valid JSON: {error}") from error
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return ``"; did you mean NAME?"`` for the most similar of the known names, or nothing.
+
+    Args:
+        name: that is not known.
+        known: to choose from; upper and lower case do not matter.
+        cutoff: least similarity, in [0, 1].
+
+    Example:
+        >>> nearest("val/rougel", ["val/loss", "val/rougeL"])
+        '; did you mean val/rougeL?'
+    """
+    by_lower = {other.lower(): other for other in known}
+    found = get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)
+    return f"; did you mean {by_lower[found[0]]}?" if found else ""
 
 
 def local_path(path: str | Path | None) -> Path | None:

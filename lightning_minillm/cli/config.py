@@ -20,7 +20,8 @@ from lightning_minillm.cli import tracking
 from lightning_minillm.cli.own_data import expand_home, expand_overrides, settle_data
 from lightning_minillm.cli.paper import PAPER, check_paper
 from lightning_minillm.cli.repeats import check_repeats
-from lightning_minillm.cli.schema import check_values, nearest, unread_keys
+from lightning_minillm.cli.schema import check_values, unread_keys
+from lightning_minillm.files import nearest
 
 CONFIG_MODULE = "lightning_minillm.conf"
 CONFIG_PATH = f"pkg://{CONFIG_MODULE}"

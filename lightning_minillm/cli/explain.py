@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lightning_minillm.cli.config import hydra_is_ready, quote, quote_numbers
 from lightning_minillm.cli.repeats import check_repeats
-from lightning_minillm.cli.schema import nearest
+from lightning_minillm.files import nearest
 
 COMPOSING = (HydraException, OmegaConfBaseException)
 """What Hydra and OmegaConf raise when a configuration cannot be composed or resolved."""

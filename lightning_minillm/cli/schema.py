@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
+
+from lightning_minillm.files import nearest
 
 KEYS = {
     "train": "advantages batch_size cache_dir callbacks checkpoint_every ckpt_path data eval_batch_size eval_every"
@@ -219,18 +220,6 @@ def _disagreements(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"monitor={monitor} is not measured{nearest(monitor, METRICS)}; the metrics are {', '.join(METRICS)}"
     elif mode != METRICS.get(monitor, mode):
         yield f"monitor={monitor} is better when it is {METRICS[monitor]}imal: set monitor_mode={METRICS[monitor]}"
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean NAME?"`` for the most similar of the known names, or nothing.
-
-    Example:
-        >>> nearest("val/rougel", ["val/loss", "val/rougeL"])
-        '; did you mean val/rougeL?'
-    """
-    by_lower = {other.lower(): other for other in known}
-    found = get_close_matches(name.lower(), by_lower, n=1)
-    return f"; did you mean {by_lower[found[0]]}?" if found else ""
 
 
 # Keys inside groups that the commands read by themselves. Others are read where an interpolation refers to them.

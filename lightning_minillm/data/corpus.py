@@ -18,8 +18,8 @@ from lightning_minillm.data.cache import load_or_write_tokens, tokenizer_fingerp
 from lightning_minillm.data.encoding import Indices, as_rows, special_ids
 from lightning_minillm.data.formats import DATA_SUFFIXES
 from lightning_minillm.data.records import as_text
-from lightning_minillm.data.rows import Paths, check_limit, did_you_mean, each_path, iterate_rows
-from lightning_minillm.files import open_text
+from lightning_minillm.data.rows import Paths, check_limit, each_path, iterate_rows
+from lightning_minillm.files import nearest, open_text
 from lightning_minillm.tokens import AddBos, begin_ids, with_begin
 from lightning_minillm.types import TokenBatch
 
@@ -109,7 +109,7 @@ class CorpusSource:
             rows = iterate_rows(path, self.split, name=self.name, revision=self.revision, streaming=is_part)
             for where, row in rows:
                 if self.field not in row:
-                    present, near = ", ".join(map(repr, row)), did_you_mean(self.field, row)
+                    present, near = ", ".join(map(repr, row)), nearest(self.field, row)
                     raise ValueError(f"{where}: no field {self.field!r} for the text; the row has {present}{near}")
                 yield as_text(row[self.field], self.field, where)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning_minillm.data.conversations import Conversation, find_conversation
 from lightning_minillm.data.formats import Row
-from lightning_minillm.data.rows import did_you_mean
+from lightning_minillm.files import nearest
 
 GENERATED = frozenset({"output", "sample", "tokens", "finished"})
 """Fields of the rows that ``minillm-generate`` writes, whose responses may be blank: the model ended them at once."""
@@ -166,7 +166,7 @@ def _found_fields(row: tuple[str, ...], fields: FieldMap) -> tuple[tuple[str, st
         found[part] = next((folded[name] for name in (*names, *map(str.casefold, names)) if name in folded), None)
         if found[part] is None and part in ("instruction", "input", "response"):
             unread = [name for name in row if name not in found.values()]
-            near = next(filter(None, (did_you_mean(name, unread) for name in names)), "")
+            near = next(filter(None, (nearest(name, unread, cutoff=0.75) for name in names)), "")
             if near or part != "input":
                 wanted, present = " or ".join(map(repr, names)), ", ".join(map(repr, row))
                 raise ValueError(

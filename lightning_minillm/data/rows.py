@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from difflib import get_close_matches
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning_minillm.data.formats import DATA_SUFFIXES, Row, file_rows, numbered, suffix_of
-from lightning_minillm.files import read_json
+from lightning_minillm.files import nearest, read_json
 
 Paths = str | Path | Sequence[str | Path]
 """One or several files, folders or names of hub data sets."""
@@ -19,6 +18,7 @@ SPLIT_NAMES = {
     "test": ("test", "testing"),
 }
 """The names of each split in files and on the hub, in order of preference."""
+_NOT_DATA = {"dataset_info.json", "dataset_infos.json", "fingerprint.json"}
 
 
 def iterate_rows(
@@ -77,7 +77,7 @@ def _rows_of(
             raise ValueError(f"{str(path)!r} is a single file and has no split {split!r}: set split to null")
         yield from file_rows(local)
     elif not is_hub_name(path):
-        near = did_you_mean(local.name, [file.name for file in local.parent.glob("*")])
+        near = nearest(local.name, [file.name for file in local.parent.glob("*")])
         raise FileNotFoundError(f"there is no data file {str(path)!r} (looked in {str(Path.cwd())!r}){near}")
     else:
         yield from _hub_rows(str(path), split, name, revision, streaming)
@@ -123,28 +123,19 @@ def find_split(path: str | Path, split: str, name: str | None = None, revision: 
     return found[0] if found else None
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return the end of a message that proposes the known word nearest to ``word``, or ``""``.
-
-    Example:
-        >>> did_you_mean("Instructions", ["instruction", "output"])
-        "; did you mean 'instruction'?"
-    """
-    by_folded = {name.strip().casefold(): name for name in known}
-    near = get_close_matches(word.strip().casefold(), list(by_folded), n=1, cutoff=0.75)
-    return f"; did you mean {by_folded[near[0]]!r}?" if near else ""
-
-
 # --- local files ----------------------------------------------------------------------------------------------------
 
 
 def folder_files(folder: Path) -> list[Path]:
-    """Return the data files of a folder, in order of their names.
+    """Return the data files of a folder, or of the folder ``data`` in it, in order of their names.
 
     Raises:
         FileNotFoundError: there are none.
     """
-    files = sorted(file for file in folder.iterdir() if file.is_file() and suffix_of(file))
+    present = (file for file in folder.iterdir() if file.name not in _NOT_DATA)
+    files = sorted(file for file in present if file.is_file() and suffix_of(file))
+    if not files and (folder / "data").is_dir():  # as in a copy of a hub data set
+        return folder_files(folder / "data")
     if not files:
         raise FileNotFoundError(f"the folder {str(folder)!r} contains no data file ({', '.join(DATA_SUFFIXES)})")
     return files

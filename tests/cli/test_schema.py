@@ -4,7 +4,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from lightning_minillm.cli.config import compose_config, to_plain
-from lightning_minillm.cli.schema import KEYS, METRICS, check_values, kind_of, nearest, unread_keys
+from lightning_minillm.cli.schema import KEYS, METRICS, check_values, kind_of, unread_keys
+from lightning_minillm.files import nearest
 
 GIVEN = ("student.path=X", "teacher.path=X", "data.tokenizer=X")
 

@@ -126,7 +126,7 @@ def test_documents_that_are_not_text_or_not_utf8_are_named(tmp_path):
     file = tmp_path / "a.jsonl"
     for row, message in (
         ({"text": ["a"]}, "line 1: the field 'text' holds a list, not text"),
-        ({"texts": "a"}, r"no field 'text' for the text; the row has 'texts'; did you mean 'texts'\?"),
+        ({"texts": "a"}, r"no field 'text' for the text; the row has 'texts'; did you mean texts\?"),
     ):
         file.write_text(json.dumps(row))
         with pytest.raises(ValueError, match=message):

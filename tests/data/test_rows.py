@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lightning_minillm.data.rows import did_you_mean, iterate_rows
+from lightning_minillm.data.rows import iterate_rows
 
 ROWS = [{"a": "1", "b": "x"}, {"a": "2", "b": "y"}]
 
@@ -103,6 +103,13 @@ def test_folders_are_read_whole_unless_their_files_are_of_several_splits(tmp_pat
     assert rows_of(tmp_path, split="validation") == ROWS[1:]
 
 
+def test_a_copy_of_a_hub_data_set_is_read_from_its_data_folder(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/train-00000.jsonl").write_text(json.dumps(ROWS[0]))
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    assert rows_of(tmp_path, split="train") == rows_of(tmp_path) == ROWS[:1]
+
+
 def test_several_paths_are_read_in_order_and_home_is_found(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.jsonl").write_text(json.dumps(ROWS[0]))
@@ -113,11 +120,10 @@ def test_several_paths_are_read_in_order_and_home_is_found(tmp_path, monkeypatch
 
 def test_a_missing_file_names_a_similar_one(tmp_path):
     (tmp_path / "train.jsonl").write_text("{}")
-    with pytest.raises(FileNotFoundError, match=r"no data file .*trian.jsonl'.*; did you mean 'train.jsonl'\?"):
+    with pytest.raises(FileNotFoundError, match=r"no data file .*trian.jsonl'.*; did you mean train.jsonl\?"):
         rows_of(tmp_path / "trian.jsonl")
     with pytest.raises(ValueError, match=r"no file or folder 'my_data' .* for a hub data set of this name, give the"):
         rows_of("my_data")
-    assert did_you_mean("seed", ["path"]) == ""
 
 
 def test_only_the_rows_that_are_asked_for_are_read(tmp_path):

@@ -234,9 +234,9 @@ def test_capitals_are_recognised_and_other_spellings_proposed(tmp_path):
     assert load_instructions(file) == [InstructionRecord("a", "b", ("c",)), InstructionRecord("a", "", ("c",))]
     assert load_instructions(file, fields=FieldMap(instruction="INSTRUCTION"))[0].instruction == "a"
     for row, message in (
-        ({"instructions": "a", "output": "c"}, "fields.instruction; did you mean 'instructions'?"),
-        ({"instruction": "a", "outputs": "c"}, "fields.response; did you mean 'outputs'?"),
-        ({"instruction": "a", "inputs": "b", "output": "c"}, "fields.input; did you mean 'inputs'?"),
+        ({"instructions": "a", "output": "c"}, "fields.instruction; did you mean instructions?"),
+        ({"instruction": "a", "outputs": "c"}, "fields.response; did you mean outputs?"),
+        ({"instruction": "a", "inputs": "b", "output": "c"}, "fields.input; did you mean inputs?"),
     ):
         file.write_text(json.dumps(row))
         with pytest.raises(ValueError, match=re.escape(message)):
