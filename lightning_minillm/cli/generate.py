@@ -22,6 +22,7 @@ from lightning_minillm.files import changed_keys, read_json, write_json, write_j
 from lightning_minillm.reports import run_folder as runs
 
 KEYS = schema.KEYS["generate"].split()
+_CHOICES = ("keep_unfinished", "keep_special_tokens")  # among the same responses
 
 
 def generate(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -67,16 +68,18 @@ def _generate(config: Config, output: Path) -> tuple[dict[str, Any], dict[str, A
     module = make_module(config, model)
     identity, records = module.identity(evaluation), record_files(partial, evaluation)
     records.check(identity)
-    made_with = {**identity, "keep_unfinished": config["keep_unfinished"]}
+    chosen = {name: config[name] for name in _CHOICES}
+    made_with = {**identity, **chosen}
     if output.exists() and not records.folder.exists():
         stored, metrics = read_json(folder / IDENTITY_FILE), read_json(folder / runs.METRICS_FILE)
         changed = changed_keys(stored, made_with) if stored and metrics else ["output_dir"]
         if not changed:
             rank_zero_info(f"{config['name']}: {output} is complete")
             return metrics, {"config": config, "output": output}
-        if changed != ["keep_unfinished"]:  # which chooses among the same responses
+        if not set(changed) <= set(_CHOICES):
             raise ValueError(f"{str(output)!r} exists: choose another output, or delete the file to generate it again")
-        rank_zero_info(f"{config['name']}: {output} is replaced: keep_unfinished is now {config['keep_unfinished']}")
+        now = ", ".join(f"{name}={str(chosen[name]).lower()}" for name in changed)
+        rank_zero_info(f"{config['name']}: {output} is replaced, now with {now}")
     RunStart(config).begin(())
     rank_zero_only(write_json)(folder / IDENTITY_FILE, made_with)
     findings = run_evaluation(trainer, module, evaluation, partial)
