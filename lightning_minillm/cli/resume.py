@@ -58,20 +58,20 @@ def _last_checkpoint(config: Config) -> str | None:
     """Return the checkpoint from which the run in ``output_dir`` resumes, or ``None`` to start from the beginning.
 
     Raises:
-        ValueError: the folder contains a run with different settings, or a finished run without a checkpoint.
+        ValueError: the folder contains a run with different settings.
     """
     folder = Path(config["output_dir"])
     last, student = folder / LAST, folder / STUDENT_FOLDER
     if config["resume"] == "never":
         return None
+    changed = _changed(folder, config)
     if not (last.exists() or backup_of(last).exists()):
-        if student.exists():
+        if student.exists() and changed:  # the same settings would give the same student
             raise ValueError(
-                f"{str(folder)!r} contains a trained student, but no {LAST} to resume from: use another output_dir, or"
-                " set resume=never to train again and overwrite it"
+                f"{str(folder)!r} contains a student trained with a different {', '.join(changed)}, and no {LAST}: use"
+                " another output_dir, or set resume=never to train again and overwrite it"
             )
         return None
-    changed = _changed(folder, config)
     if changed:
         values = "; ".join(f"{key}: {before!r} in that run, {now!r} here" for key, (before, now) in changed.items())
         raise ValueError(

@@ -95,7 +95,15 @@ def test_messages_are_trained_on_resumed_evaluated_and_generated(talks, tmp_path
     results, _ = evaluate(options(talks, tmp_path, "evaluate", f"model={student}", *teacher, *small))
     assert {"rougeL", "reverse_kl", "loss"} <= results["model"].keys()
     metrics, objects = generate(
-        options(talks, tmp_path, "generate", f"model={student}", "keep_unfinished=true", *small)
+        options(
+            talks,
+            tmp_path,
+            "generate",
+            f"model={student}",
+            "keep_unfinished=true",
+            *small,
+            f"output_dir={tmp_path}/own",
+        )
     )
     written = [json.loads(line) for line in objects["output"].read_text(encoding="utf-8").splitlines()]
     assert written

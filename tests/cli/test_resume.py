@@ -158,8 +158,11 @@ def test_branch_of_another_run_resumes_from_its_own_checkpoint(stopped, override
 
 
 def test_finished_run_without_a_checkpoint_is_not_trained_again_unasked(overrides, tmp_path):
-    train(compose_config("train", [*overrides, "callbacks.last=null"]))
-    refused([*overrides, "callbacks.last=null"], "contains a trained student, but no checkpoints/last.ckpt", tmp_path)
+    overrides = [*overrides, "callbacks.last=null"]
+    train(compose_config("train", overrides))
+    message = "contains a student trained with a different optimizer.lr, and no checkpoints/last.ckpt"
+    refused([*overrides, "optimizer.lr=1e-2"], message, tmp_path)
+    assert train(compose_config("train", overrides))[0]["optimizer_steps"] == 6
 
 
 def test_input_is_not_overwritten(stopped, overrides, tmp_path, folders):
