@@ -74,7 +74,7 @@ class SplitCausalLM:
         self._masked = torch.tensor(
             [i for i in excluded_ids if vocabulary is None or i < vocabulary], dtype=torch.int64
         )
-        self.vocabulary: int | None = None
+        self.vocabulary = vocabulary
         self.may_be_static = True
         """``False`` once a decode step of fixed shapes has failed; set by the sampler."""
         self.cache_kind: CacheKind | None = None
@@ -101,7 +101,6 @@ class SplitCausalLM:
                 " computed for every token, which takes more memory",
                 stacklevel=2,
             )
-        self.vocabulary = vocabulary
 
     @property
     def hidden_size(self) -> int:
@@ -271,7 +270,7 @@ class SplitCausalLM:
         try:
             with eval_mode(self.model):
                 expected = self.model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits.float()
-                given = self.project(self.hidden(ids, mask)[0]).float()
+                given = self._logits(self.hidden(ids, mask)[0]).float()
         except (AttributeError, TypeError, ValueError, RuntimeError) as error:
             if _reach.is_out_of_memory(error):
                 raise

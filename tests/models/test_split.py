@@ -260,3 +260,15 @@ def test_weights_stay_as_they_are_in_eval_mode(make_model):
     with torch.no_grad():
         split.hidden(torch.arange(1, 5)[None], None)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_excluded_ids_do_not_hide_the_head(make_model, make_prompts):
+    model, prompts = make_model("llama"), make_prompts((6, 6))
+    split = SplitCausalLM(model, 30, (2, 3, 35))
+    assert split.is_split
+    with torch.no_grad():
+        logits = split.project(split.hidden(prompts.input_ids, None)[0])
+        expected = model(input_ids=prompts.input_ids).logits[..., :30]
+    known = [index for index in range(30) if index not in (2, 3)]
+    torch.testing.assert_close(logits[..., known], expected[..., known])
+    assert logits.softmax(-1)[..., [2, 3]].sum() == 0
