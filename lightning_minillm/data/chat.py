@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import accumulate, islice, pairwise
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -118,12 +118,15 @@ class ChatEncoder:
             return None
         prompt = begins[-1]
         edges = [place for place, (a, b) in enumerate(zip([0, *marks], [*marks, 0], strict=True)) if a != b]
+        starts = [len(begin) for begin in begins]
         spans = []
-        for start, stop in zip(edges[::2], edges[1::2], strict=True):
-            ends = stop < len(ids) and ids[stop] == self.end_of_turn  # a mark may leave it out
-            spans.append((start, stop + ends))
-        if self.targets == "last":
-            spans = [span for span in spans if span[0] >= len(prompt)]
+        for turn, limit in zip(starts, [*starts[1:], len(ids)], strict=True):
+            end = min(self._end(ids, turn), limit)
+            for start, stop in zip(edges[::2], edges[1::2], strict=True):
+                first, last = max(start, turn), min(stop, end)  # a mark may hold the role, or a line break at the end,
+                if first < last:
+                    is_short = last + 1 == end and ids[last] == self.end_of_turn  # and may leave out the end
+                    spans.append((first, last + is_short))
         if not spans or spans[-1][0] < len(prompt):
             raise ValueError(
                 "the chat template marks nothing of the last assistant turn as generated: check its {% generation %}"
@@ -137,8 +140,7 @@ class ChatEncoder:
         whole, begins, ends = ids[-1], ids[::2], ids[1::2]
         starts = [len(begin) for begin in begins]
         if any(whole[: len(begin)] != begin for begin in begins):
-            whole, starts = self._apart(texts)
-            ends = [whole] * len(ends)
+            whole, starts, ends = self._apart(texts)
         spans = []
         for start, end, limit in zip(starts, ends, [*starts[1:], len(whole)], strict=True):
             stop = self._end(end, start)
@@ -151,16 +153,17 @@ class ChatEncoder:
         """Return the place after the end-of-turn token of the turn that begins at ``start``."""
         return ids.index(self.end_of_turn, start) + 1 if self.end_of_turn in ids[start:] else len(ids)
 
-    def _apart(self, texts: list[str]) -> tuple[list[int], list[int]]:
-        """Return ids and starts where a token would cross the beginning of a response: it is tokenised apart."""
-        whole, begins = texts[-1], texts[::2]
-        if not all(whole.startswith(begin) for begin in begins):
+    def _apart(self, texts: list[str]) -> tuple[list[int], list[int], list[list[int]]]:
+        """Return ids, starts and ends where a token would cross the beginning of a response: it is tokenised apart."""
+        whole, begins, ends = texts[-1], texts[::2], texts[1::2]
+        if not all(end.startswith(begin) and whole.startswith(begin) for begin, end in zip(begins, ends, strict=True)):
             raise ValueError(_CHANGES)
         edges = [0, *map(len, begins), len(whole)]
-        pieces = [whole[start:stop] for start, stop in pairwise(edges)]
-        ids = tokenize(self.tokenizer, pieces)
-        starts = [sum(map(len, ids[: number + 1])) for number in range(len(begins))]
-        return [token for piece in ids for token in piece], starts
+        pieces = tokenize(self.tokenizer, [whole[start:stop] for start, stop in pairwise(edges)])
+        turns = tokenize(self.tokenizer, [end[len(begin) :] for begin, end in zip(begins, ends, strict=True)])
+        ids = [token for piece in pieces for token in piece]
+        starts = list(accumulate(map(len, pieces[:-1])))
+        return ids, starts, [ids[:start] + turn for start, turn in zip(starts, turns, strict=True)]
 
     def _finish(self, ids: list[int], start: int, spans: list[tuple[int, int]]) -> EncodedRow:
         """Return the row; a template without an end-of-turn token gets the tokenizer's eos at the end."""

@@ -112,6 +112,37 @@ def test_a_mark_without_the_end_of_turn_is_extended_by_it(make_chat_tokenizer):
     assert encode(make_chat_tokenizer(short)) == encode(make_chat_tokenizer(CHATML))
 
 
+@pytest.mark.parametrize("targets", ["all", "last"])
+def test_a_mark_around_a_whole_turn_is_cut_to_what_the_assistant_writes(make_chat_tokenizer, targets):
+    whole = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}<|im_start|>assistant\n{{ m.content }}"
+        "<|im_end|>\n{% endgeneration %}{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    unmarked = whole.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    again = Conversation((*TALK.turns[:3], Turn("assistant", "And more."), *TALK.turns[3:]))
+    greeting = Conversation((Turn("assistant", "Hello."), *TALK.turns[1:]))
+    for talk in (TALK, again, greeting):
+        marked, plain = (encode(make_chat_tokenizer(template), talk, targets) for template in (whole, unmarked))
+        assert marked == plain
+
+
+def test_a_turn_with_another_end_does_not_reach_into_the_next(make_chat_tokenizer):
+    ends = UNMARKED.replace("<|im_end|>", "{% if m.tool_calls %}<eos>{% else %}<|im_end|>{% endif %}")
+    call = Turn("assistant", "\nLook.", {"tool_calls": [{"name": "look"}]})  # the break merges with that of the role
+    talk = Conversation((TALK.turns[1], call, Turn("tool", "A fox."), TALK.turns[-1]))
+    tokenizer = make_chat_tokenizer(ends)
+    assert shown(tokenizer, encode(tokenizer, talk)) == ["\nLook.<eos>", "The end.<|im_end|>"]
+
+
+def test_a_template_without_an_end_of_turn_may_begin_responses_with_a_line_break(make_chat_tokenizer):
+    tokenizer = make_chat_tokenizer(
+        NO_END.replace("]{{ m.content", "]\n{{ m.content").replace("[assistant]", "[assistant]\n")
+    )
+    talk = Conversation((TALK.turns[1], Turn("assistant", "\nYes."), *TALK.turns[3:]))
+    assert shown(tokenizer, encode(tokenizer, talk)) == ["\nYes.", "The end.<eos>"]
+
+
 def test_reasoning_that_is_dropped_later_needs_targets_last_or_marks(make_chat_tokenizer):
     tokenizer = make_chat_tokenizer(THINKING)
     with pytest.raises(ValueError, match=r"record 1: the chat template writes a turn differently .*targets=last"):
