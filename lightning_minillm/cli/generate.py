@@ -70,15 +70,15 @@ def _generate(config: Config, output: Path) -> tuple[dict[str, Any], dict[str, A
     records.check(identity)
     chosen = {name: config[name] for name in _CHOICES}
     made_with = {**identity, **chosen}
-    if output.exists() and not records.folder.exists():
+    if output.exists():
         stored, metrics = read_json(folder / IDENTITY_FILE), read_json(folder / runs.METRICS_FILE)
         changed = changed_keys(stored, made_with) if stored and metrics else ["output_dir"]
-        if not changed:
+        if not changed and not records.folder.exists():
             rank_zero_info(f"{config['name']}: {output} is complete")
             return metrics, {"config": config, "output": output}
         if not set(changed) <= set(_CHOICES):
             raise ValueError(f"{str(output)!r} exists: choose another output, or delete the file to generate it again")
-        now = ", ".join(f"{name}={str(chosen[name]).lower()}" for name in changed)
+        now = ", ".join(f"{name}={str(chosen[name]).lower()}" for name in changed) or "the same settings"
         rank_zero_info(f"{config['name']}: {output} is replaced, now with {now}")
     RunStart(config).begin(())
     rank_zero_only(write_json)(folder / IDENTITY_FILE, made_with)

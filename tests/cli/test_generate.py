@@ -222,3 +222,13 @@ def test_data_are_not_overwritten_by_responses_to_them(overrides, folders):
 def test_two_commands_on_one_output_are_refused(overrides, tmp_path):
     with runs.claimed(tmp_path / "a.jsonl.partial"), pytest.raises(ValueError, match="is in use by process"):
         generate(compose_config("generate", [*overrides, f"output={tmp_path}/a.jsonl"]))
+
+
+def test_a_file_of_the_data_is_not_replaced_by_what_is_left_of_an_earlier_attempt(overrides, tmp_path, interrupt):
+    output = tmp_path / "mine.jsonl"
+    overrides = [*overrides, f"output={output}"]
+    interrupt(overrides, 1)
+    output.write_text("mine")
+    with pytest.raises(ValueError, match=r"mine\.jsonl' exists"):
+        generate(compose_config("generate", overrides))
+    assert output.read_text() == "mine"
