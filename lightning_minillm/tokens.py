@@ -54,6 +54,17 @@ def with_begin(begin: Sequence[int], token_ids: Sequence[int]) -> list[int]:
     return list(token_ids) if has_begin else [*begin, *token_ids]
 
 
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """Return the ids of eos, without which ``ValueError`` is raised, and of the padding (eos without a pad token)."""
+    eos = tokenizer.eos_token_id
+    if eos is None:
+        raise ValueError(
+            "the tokenizer has no eos token, without which a model cannot learn to stop: set tokenizer.eos_token"
+        )
+    pad_id = tokenizer.pad_token_id
+    return int(eos), int(eos if pad_id is None else pad_id)
+
+
 def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the first special token after an assistant's turn in the tokenizer's chat format.
 

@@ -6,7 +6,7 @@ Masks are boolean and ``True`` counts. New values make a new object (``dataclass
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -224,10 +224,13 @@ class TrainingData(Protocol):
 
 @runtime_checkable
 class MeasuredData(Protocol):
-    """A data module that knows the lengths of its rows."""
+    """A data module that knows the lengths of its rows, and which ids they have."""
 
     def longest_rows(self) -> Mapping[str, tuple[int, int]]:
         """Return the tokens of the longest prompt, and of the longest pair, of ``"train"`` and other splits."""
+
+    def rows_with(self, token_ids: Sequence[int]) -> Mapping[str, Sequence[int]]:
+        """Return the rows that have any of these ids, of what is trained and validated on; no split without them."""
 
 
 @runtime_checkable

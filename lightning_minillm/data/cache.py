@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -40,6 +40,12 @@ class Ragged:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def rows_with(self, values: Sequence[int]) -> list[int]:
+        """Return the rows that have any of these values."""
+        places = np.flatnonzero(np.isin(self.values, values))
+        rows: list[int] = np.unique(np.searchsorted(self._ends, places, side="right")).tolist()
+        return rows
 
     def __getitem__(self, row: int) -> npt.NDArray[Any]:
         end = self._ends[row]

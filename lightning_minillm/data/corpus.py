@@ -15,15 +15,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lightning_minillm.data.cache import load_or_write_tokens, tokenizer_fingerprint
-from lightning_minillm.data.encoding import Indices, as_rows, special_ids
+from lightning_minillm.data.encoding import Indices, as_rows
 from lightning_minillm.data.formats import DATA_SUFFIXES
 from lightning_minillm.data.records import as_text
 from lightning_minillm.data.rows import Paths, check_limit, each_path, iterate_rows
 from lightning_minillm.files import nearest, open_text
-from lightning_minillm.tokens import AddBos, begin_ids, with_begin
+from lightning_minillm.tokens import AddBos, begin_ids, special_ids, with_begin
 from lightning_minillm.types import TokenBatch
 
 TEXT_SUFFIXES = (".txt", ".txt.gz", ".text", ".md")
+_BATCH_BLOCKS = 4096
 _BATCH_DOCUMENTS = 256
 _BATCH_CHARACTERS = 2**19
 
@@ -232,6 +233,13 @@ class PackedCorpus:
 
     def __len__(self) -> int:
         return len(self._blocks)
+
+    def rows_with(self, token_ids: Sequence[int]) -> list[int]:
+        """Return the blocks that have any of these ids."""
+        places = range(0, len(self), _BATCH_BLOCKS)
+        pieces = (np.isin(self._blocks[start : start + _BATCH_BLOCKS], token_ids).any(1) for start in places)
+        found: list[int] = np.flatnonzero(np.concatenate([*pieces])).tolist()
+        return found
 
     def token_batch(self, indices: Indices, normalizer: float) -> TokenBatch:
         """Return blocks; all tokens except the first are targets.

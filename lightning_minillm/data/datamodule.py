@@ -177,6 +177,14 @@ class DistillationDataModule(LightningDataModule):
             split: (int(data.prompt_lengths.max()), int(data.lengths.max())) for split, data in self._encoded.items()
         }
 
+    def rows_with(self, token_ids: Sequence[int]) -> dict[str, list[int]]:
+        """Return the training and validation rows and the blocks of the corpus that have any of these ids."""
+        data: dict[str, EncodedInstructions | PackedCorpus] = dict(self._encoded)
+        data.pop("test", None)  # read in tests alone
+        if isinstance(self.lm_corpus, PackedCorpus):
+            data["corpus"] = self.lm_corpus
+        return {name: rows for name, found in data.items() if (rows := found.rows_with(token_ids))}
+
     def prepare_data(self) -> None:
         """Read and tokenise on one process, so that errors show early and the other processes find the cache."""
         for split, source in self.sources.items():

@@ -25,7 +25,7 @@ from lightning_minillm.data.records import InstructionRecord
 from lightning_minillm.data.sources import RecordSource, SplitSource
 from lightning_minillm.data.templates import PromptTemplate, bind_template, prompt_text
 from lightning_minillm.data.token_rows import RowEncoder
-from lightning_minillm.tokens import AddBos
+from lightning_minillm.tokens import AddBos, special_ids
 from lightning_minillm.types import EvaluationBatch, PromptBatch, TokenBatch
 
 Indices = Tensor | Sequence[int]
@@ -159,6 +159,12 @@ class EncodedInstructions:
     def __len__(self) -> int:
         return len(self.records)
 
+    def rows_with(self, token_ids: Sequence[int]) -> list[int]:
+        """Return the rows that have any of these ids in prompt or response."""
+        columns = (self._columns[name] for name in ("prompt_ids", "response_ids"))
+        found = {row for column in columns for row in column.rows_with(token_ids)}
+        return [place for place, row in enumerate(self._kept.tolist()) if row in found]
+
     def prompt_batch(self, indices: Indices) -> PromptBatch:
         """Return the prompts of the rows ``[B]`` in ``[0, len(self))``, padded on the left to the longest."""
         rows = as_rows(indices, len(self))
@@ -259,17 +265,6 @@ def encode_records(
         f"{encoded.num_truncated} responses truncated at max_length={lengths.max_length}"
     )
     return encoded
-
-
-def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """Return the ids of eos, without which ``ValueError`` is raised, and of the padding (eos without a pad token)."""
-    eos = tokenizer.eos_token_id
-    if eos is None:
-        raise ValueError(
-            "the tokenizer has no eos token, without which a model cannot learn to stop: set tokenizer.eos_token"
-        )
-    pad_id = tokenizer.pad_token_id
-    return int(eos), int(eos if pad_id is None else pad_id)
 
 
 def _encode(encoder: RowEncoder, records: Sequence[InstructionRecord], lengths: Lengths) -> dict[str, Ragged]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -26,6 +26,10 @@ from lightning_minillm.functional.masking import position_ids
 from lightning_minillm.models.checks import check_positions
 
 CacheKind = Literal["ours", "stock", "none"]
+_UNSHARED = (
+    "which only one of student and teacher knows: leave these rows out, or use a student and a teacher with one"
+    " tokenizer"
+)
 _CACHE_NAMES = ("past_key_values", "cache_params")  # the second is Mamba's
 _FEWEST_TOKENS = {"cpu": 512}  # per pass; fewer take hardly less time
 _FEWEST_TOKENS_ELSEWHERE = 8192
@@ -182,9 +186,22 @@ class SplitCausalLM:
         if bool(excluded.any()):
             raise ValueError(
                 f"the rows {rows[excluded.any(-1)].tolist()} of the data contain the token ids"
-                f" {input_ids[excluded].unique().tolist()}, which only one of student and teacher knows: leave these"
-                " rows out, or use a student and a teacher with one tokenizer"
+                f" {input_ids[excluded].unique().tolist()}, {_UNSHARED}"
             )
+
+    def check_rows(self, rows_with: Callable[[Sequence[int]], Mapping[str, Sequence[int]]]) -> None:
+        """Check, before any work, that data have no excluded ids; without any, this costs nothing.
+
+        Args:
+            rows_with: returns the rows of each split that have any of some ids.
+
+        Raises:
+            ValueError: they have.
+        """
+        found = rows_with(self.excluded_ids) if self.excluded_ids else {}
+        if found:
+            counts = ", ".join(f"{len(rows)} rows of {name} (the first is {rows[0]})" for name, rows in found.items())
+            raise ValueError(f"the data contain token ids in {counts}, {_UNSHARED}")
 
     def _logits(self, hidden: Tensor) -> Tensor:
         if not self.is_split:

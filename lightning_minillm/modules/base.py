@@ -130,10 +130,11 @@ class CausalLMModule(LightningModule):
         self.pair.student.train()
 
     def on_validation_start(self) -> None:
-        """Check the lengths of the data, and move the teacher to this rank's device."""
+        """Check the lengths and the ids of the data, and move the teacher to this rank's device."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
         if isinstance(data, MeasuredData):
             check_lengths(self.pair, data.longest_rows(), self.samplings())
+            self.pair.student_split.check_rows(data.rows_with)
         self.pair.place_teacher(self.device)
 
     on_test_start = on_validation_start

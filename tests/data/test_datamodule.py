@@ -194,3 +194,24 @@ def test_a_checkpoint_recognises_its_data(make):
     with pytest.warns(UserWarning, match="validation data have changed .*: 10 records then, 9 now"):
         make(validation=generate_records("validation", 9)).load_state_dict(state)
     make(lm_corpus=None).load_state_dict(make(lm_corpus="pairs").state_dict())
+
+
+@pytest.mark.parametrize("wanted", [[5], [6, 9], [0], [36], []])
+def test_rows_with_token_ids_are_those_that_a_search_finds(make_tokenizer, wanted):
+    records = [InstructionRecord(f"w{n} w{n + 1}", "", (f"w{n + 2}",)) for n in range(1, 20)]
+    records.insert(3, InstructionRecord("w9 " * 30, "", ("w5",)))  # too long, and dropped
+    documents = [f"w{n} w{n + 3}" for n in range(1, 20)]
+    lengths = Lengths(20, 12, lm_max_length=4)
+    data = DistillationDataModule(
+        records, records[:2], records, tokenizer=make_tokenizer(), template="raw", lm_corpus=documents, lengths=lengths
+    )
+    data.prepare_data()
+    found = data.rows_with(wanted)
+    for name, rows in (("train", data.train_set), ("validation", data.validation_set), ("corpus", data.lm_corpus)):
+        batch = rows.token_batch(range(len(rows)), 1.0)
+        has = [
+            bool(set(ids[mask].tolist()) & set(wanted))
+            for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)
+        ]
+        assert found.get(name, []) == [row for row, hit in enumerate(has) if hit]
+    assert "test" not in found

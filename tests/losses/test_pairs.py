@@ -4,8 +4,11 @@ import warnings
 
 import pytest
 import torch
+from lightning import Trainer
 
+from lightning_minillm.data import DistillationDataModule, InstructionRecord, Lengths
 from lightning_minillm.models import ModelPair, ModelWithTokenizer
+from lightning_minillm.modules import KDModule, TrainingOptions, ValidationOptions
 from lightning_minillm.rollout import SamplingConfig, sampler_for
 from lightning_minillm.rollout.scoring import policy_inputs, rollout_sequences
 from lightning_minillm.types import PolicyBatch, TokenBatch
@@ -129,3 +132,32 @@ def test_equal_tokenizers_leave_all_as_it_was(make_model, make_special_tokenizer
     named = make_pair(student, teacher, make_special_tokenizer(), make_special_tokenizer())
     batch = make_batch(range(37))
     assert torch.equal(*(pair.token_states(batch)[0].logits() for pair in (plain, named)))
+
+
+def test_data_with_a_token_of_the_student_alone_are_refused_before_any_work(make_model, make_special_tokenizer):
+    own, theirs = make_special_tokenizer(added=["<a>"]), make_special_tokenizer()
+    models = (make_model("gpt2", seed=1, vocab_size=37), make_model("llama", seed=2, vocab_size=41))
+    pair = make_pair(*models, own, theirs)
+    records = [InstructionRecord("w5", "", (text,)) for text in ("w6", "w7 <a>", "w8")]
+    data = DistillationDataModule(records, records[:1], tokenizer=own, template="raw", lengths=Lengths(20, 12))
+    data.prepare_data()
+    pair.student_split.check_rows(lambda ids: data.rows_with([]))
+    with pytest.raises(
+        ValueError, match=r"token ids in 1 rows of train \(the first is 1\), which only one of student and teacher"
+    ):
+        pair.student_split.check_rows(data.rows_with)
+    module = KDModule(
+        models[0],
+        own,
+        teacher=ModelWithTokenizer(models[1], theirs),
+        training=TrainingOptions(optimizer=torch.optim.SGD),
+        validation=ValidationOptions(SamplingConfig(max_new_tokens=4)),
+    )
+    with pytest.warns(UserWarning, match="the tokenizers of student and teacher differ"):
+        module.configure_model()
+    models[0].register_forward_pre_hook(lambda *_: pytest.fail("the student was run"))
+    trainer = Trainer(
+        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    with pytest.raises(ValueError, match="token ids in 1 rows of train"):
+        trainer.fit(module, datamodule=data)
