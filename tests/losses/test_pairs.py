@@ -151,7 +151,7 @@ def test_data_with_a_token_of_the_student_alone_are_refused_before_any_work(make
         own,
         teacher=ModelWithTokenizer(models[1], theirs),
         training=TrainingOptions(optimizer=torch.optim.SGD),
-        validation=ValidationOptions(SamplingConfig(max_new_tokens=4)),
+        validation=ValidationOptions(SamplingConfig(max_new_tokens=4, teacher_mix_alpha=0.0)),
     )
     with pytest.warns(UserWarning, match="the tokenizers of student and teacher differ"):
         module.configure_model()
