@@ -116,6 +116,13 @@ def own_end_ids(model: PreTrainedModel) -> list[int]:
     return _as_ids(getattr(config, "eos_token_id", None))
 
 
+def name_ends(model: PreTrainedModel, ends: Sequence[int]) -> None:
+    """Let a model's generation config name every one of these ends."""
+    config = model.generation_config
+    if config is not None and not set(ends) <= set(own_end_ids(model)):
+        config.eos_token_id = list(ends)
+
+
 def _as_ids(value: int | Sequence[int] | None) -> list[int]:
     if value is None:
         return []

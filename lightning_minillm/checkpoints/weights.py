@@ -20,6 +20,8 @@ from lightning_minillm.distributed.sharding import is_sharded
 from lightning_minillm.files import digest
 
 Shapes = Mapping[str, tuple[int, ...]]
+ENDS_KEY = "end_token_ids"
+"""Key of a checkpoint with the ids that end a response of the student."""
 _KEY = "state_dict"
 _FROZEN_KEY = "frozen_weights"
 _SAMPLES = 64  # numbers of a weight in a digest

@@ -12,11 +12,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_minillm.checkpoints.files import read_checkpoint, recover
-from lightning_minillm.checkpoints.weights import completed, read_metadata, read_weights
+from lightning_minillm.checkpoints.weights import ENDS_KEY, completed, read_metadata, read_weights
 from lightning_minillm.cli.build import build_models
 from lightning_minillm.models import load_causal_lm, load_tokenizer
 from lightning_minillm.models.factories import check_factory, check_factory_fit
 from lightning_minillm.reports import run_folder as runs
+from lightning_minillm.tokens import name_ends
 
 _PREFIX = "student."
 
@@ -91,7 +92,7 @@ class CheckpointOfRun:
         return read_checkpoint(self.checkpoint, lambda: read_metadata(self.checkpoint))
 
     def student(self) -> PreTrainedModel:
-        """Return the student with the checkpoint's weights.
+        """Return the student with the checkpoint's weights, and the ends of responses that it was trained with.
 
         Raises:
             ValueError: the checkpoint has a different architecture, or belongs to other frozen weights.
@@ -102,7 +103,9 @@ class CheckpointOfRun:
             if name.startswith(_PREFIX)
         }
         student = self.models.student()
-        student.load_state_dict(completed(student, weights, self.metadata()))
+        metadata = self.metadata()
+        student.load_state_dict(completed(student, weights, metadata))
+        name_ends(student, metadata.get(ENDS_KEY, ()))
         return student
 
 

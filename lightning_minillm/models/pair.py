@@ -22,7 +22,7 @@ from lightning_minillm.models.activations import fuse_activations
 from lightning_minillm.models.checks import check_positions
 from lightning_minillm.models.loading import is_quantized, shared_vocabulary, stays_on_its_device
 from lightning_minillm.models.split import SplitCausalLM
-from lightning_minillm.tokens import TokenDifferences, check_tokenizers, end_ids, own_end_ids
+from lightning_minillm.tokens import TokenDifferences, check_tokenizers, end_ids
 from lightning_minillm.types import TokenBatch
 
 ModelFactory = PreTrainedModel | Callable[[], PreTrainedModel]
@@ -134,12 +134,6 @@ class ModelPair:
                 " sampling.eos_token_ids, or set tokenizer.eos_token"
             )
         return known
-
-    def name_ends(self, named: Iterable[int | str] = ()) -> None:
-        """Let the student's generation config name every end of a response that it is trained with."""
-        config, ends = self.student.generation_config, self.end_ids(named)
-        if config is not None and not set(ends) <= set(own_end_ids(self.student)):
-            config.eos_token_id = list(ends)
 
     def _shared_ids(self, differences: TokenDifferences | None) -> tuple[int | None, tuple[int, ...]]:
         """Return the number of leading ids to compare, and the ids among them that are no token of both models."""

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_minillm._reach import trainer_of
 from lightning_minillm.checkpoints.micro_batches import ACCUMULATION_KEY, rescale_progress
-from lightning_minillm.checkpoints.weights import completed, leave_out_frozen
+from lightning_minillm.checkpoints.weights import ENDS_KEY, completed, leave_out_frozen
 from lightning_minillm.distributed.placement import ModelPlacement, placement_of
 from lightning_minillm.evaluation.base import Record
 from lightning_minillm.evaluation.responses import measure_responses, summarise_responses, warn_of_unseen
@@ -24,6 +24,7 @@ from lightning_minillm.models.export import save_pretrained
 from lightning_minillm.modules.options import TrainingOptions, ValidationOptions
 from lightning_minillm.modules.precision import warn_of_lost_updates
 from lightning_minillm.rollout import SamplingConfig, check_lengths, decode_responses, sampler_for
+from lightning_minillm.tokens import name_ends
 from lightning_minillm.types import DeviceMovable, EvaluationBatch, LossOutput, MeasuredData, TokenBatch, TrainingData
 
 MEASURED = ("loss", "rougeL", "exact_match", "response_length", "reverse_kl")
@@ -291,11 +292,12 @@ class CausalLMModule(LightningModule):
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the micro-batches of an optimiser step, which differ with the number of devices.
+        """Note the micro-batches of an optimiser step, which differ with the number of devices, and ends of responses.
 
         Weights that are not trained are left out, unless they are sharded.
         """
         checkpoint[ACCUMULATION_KEY] = self.trainer.accumulate_grad_batches
+        checkpoint[ENDS_KEY] = list(self.pair.end_ids(self.validation_options.sampling.eos_token_ids))
         if not self.placement.shards_models:
             leave_out_frozen(checkpoint, self)
 
@@ -312,5 +314,5 @@ class CausalLMModule(LightningModule):
 
     def export(self, folder: str, dtype: str | None = None) -> None:
         """Write the student and the tokenizer as :func:`~lightning_minillm.models.export.save_pretrained` does."""
-        self.pair.name_ends(self.validation_options.sampling.eos_token_ids)
+        name_ends(self.pair.student, self.pair.end_ids(self.validation_options.sampling.eos_token_ids))
         save_pretrained(self.pair.student, folder, self.tokenizer, dtype=dtype)

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from lightning_minillm.cli.config import compose_config
 from lightning_minillm.cli.evaluate import evaluate
+from lightning_minillm.cli.export import export
 from lightning_minillm.cli.generate import generate
 from lightning_minillm.cli.train import train
 
@@ -85,6 +86,9 @@ def test_a_base_student_learns_from_an_instruct_teacher(base_and_instruct, train
     assert pair.vocabulary == 37
     exported = GenerationConfig.from_pretrained(tmp_path / "run" / "student")
     assert set(exported.eos_token_id) == {0, 2}
+    for name in ("last", "best"):  # which do not know the teacher
+        export(tmp_path / "run" / "checkpoints" / f"{name}.ckpt", tmp_path / name)
+        assert set(GenerationConfig.from_pretrained(tmp_path / name).eos_token_id) == {0, 2}
     assert (
         AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "student").get_output_embeddings().weight.shape[0] == 40
     )
