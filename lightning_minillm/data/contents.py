@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from lightning_minillm.data.corpus import PackedCorpus
@@ -13,8 +13,15 @@ from lightning_minillm.files import digest
 def contents_of_records(records: Iterable[InstructionRecord]) -> dict[str, Any]:
     """Return the number and a digest of records; their places and formats do not matter."""
     records = tuple(records)
-    texts = (text for record in records for text in (record.instruction, record.input, *record.responses))
-    return {"records": len(records), "digest": digest([], texts)}
+    return {"records": len(records), "digest": digest([], (text for record in records for text in _texts(record)))}
+
+
+def _texts(record: InstructionRecord) -> Iterator[str]:
+    yield from (record.instruction, record.input, *record.responses)
+    if record.conversation is not None:  # tools, and calls of tools
+        yield record.conversation.key()
+    if record.response_ids is not None:
+        yield str(record.response_ids)
 
 
 def contents_of_corpus(corpus: PackedCorpus) -> dict[str, Any]:
