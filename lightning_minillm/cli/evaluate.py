@@ -190,11 +190,11 @@ def _teacher(config: Config, models: list[NamedModel]) -> ModelFactory | None:
 
 
 def _prepare(config: Config, models: list[NamedModel]) -> dict[str, list[Evaluation]]:
-    """Return the evaluations of every model, prepared; models with the same tokenizer share them."""
-    by_tokenizer: dict[str, list[Evaluation]] = {}
+    """Return the evaluations of every model, prepared; models with the same tokenizer and chat template share them."""
+    by_tokenizer: dict[tuple[str, str], list[Evaluation]] = {}
     by_model = {}
     for model in models:
-        key = tokenizer_fingerprint(model.tokenizer)
+        key = (tokenizer_fingerprint(model.tokenizer), str(model.tokenizer.chat_template))
         if key not in by_tokenizer:
             by_tokenizer[key] = [build(node) for node in config["evaluation"].values() if node]
             for evaluation in by_tokenizer[key]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -146,3 +147,15 @@ def test_supervised_targets_are_the_assistants_turns(talks, tmp_path):
             elif token >= 0:
                 span.append(token)
         assert shown == expected
+
+
+def test_models_that_differ_in_the_chat_template_alone_are_not_given_the_same_prompts(talks, tmp_path):
+    shutil.copytree(talks / "base", tmp_path / "plain")
+    tokenizer = AutoTokenizer.from_pretrained(talks / "base")
+    tokenizer.chat_template = None
+    (tmp_path / "plain" / "chat_template.jinja").unlink()
+    tokenizer.save_pretrained(tmp_path / "plain")
+    models = f"models={{base: {talks}/base, plain: {tmp_path}/plain}}"
+    config = options(talks, tmp_path, "evaluate", models, f"output_dir={tmp_path}/out", "seeds=[1]")
+    with pytest.raises(ValueError, match="the tokenizer has no chat template"):
+        evaluate(config)
