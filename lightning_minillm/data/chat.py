@@ -48,9 +48,14 @@ class EncodedRow:
         return EncodedRow(self.prompt, list(response), (*spans, (size, size + len(response))))
 
     def cut(self, max_length: int) -> EncodedRow:
-        """Return the row with at most ``max_length`` tokens, at least those of its prompt."""
+        """Return the row with at most ``max_length`` tokens, at least one more than those of its prompt.
+
+        If all targets are cut off, because the template writes something before them, what remains of the response is
+        the target: a row needs one.
+        """
+        response = self.response[: max_length - len(self.prompt)]
         kept = tuple((start, min(stop, max_length)) for start, stop in self.spans if start < max_length)
-        return EncodedRow(self.prompt, self.response[: max_length - len(self.prompt)], kept)
+        return EncodedRow(self.prompt, response, kept or ((len(self.prompt), len(self.prompt) + len(response)),))
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:

@@ -187,3 +187,16 @@ def test_rows_are_cut_with_their_targets(make_chat_tokenizer):
     short = row.cut(whole - 1)
     assert (short.prompt, short.response) == (row.prompt, row.response[:-1])
     assert short.spans == (row.spans[0], (row.spans[1][0], whole - 1))
+
+
+def test_a_row_keeps_a_target_where_all_marked_tokens_are_cut(make_chat_tokenizer):
+    template = CHATML.replace("{% generation %}", "<think></think>{% generation %}")
+    row = encode(make_chat_tokenizer(template), Conversation(TALK.turns[1:3]))
+    size = len(row.prompt)
+    assert row.spans[0][0] == size + len("<think></think>")
+    for kept in range(1, len(row.response) + 1):
+        short = row.cut(size + kept)
+        assert len(short.response) == kept
+        assert all(start < stop <= size + kept for start, stop in short.spans)
+        assert short.spans
+    assert row.cut(size + 3).spans == ((size, size + 3),)
