@@ -1,6 +1,6 @@
 """Frozen containers that travel through the package, with the shape of every field, and the protocols of their sources.
 
-Legend: B rows, P prompt tokens, T response tokens, L = P + T tokens, N valid target tokens, H hidden size.
+Legend: B rows, P prompt tokens (Q of the teacher's prompts), T response tokens, L = P + T tokens, N valid target tokens, H hidden size.
 Masks are boolean and ``True`` counts. New values make a new object (``dataclasses.replace``).
 """
 
@@ -40,6 +40,13 @@ class PromptBatch(DeviceMovable):
     """``[B, P]`` bool."""
     indices: Tensor
     """``[B]`` int64, each prompt's row in its data set: seeds the row's sampling noise."""
+    teacher: PromptBatch | None = None
+    """The same rows as the teacher is shown them, if its prompts differ from the student's."""
+
+    @property
+    def of_teacher(self) -> PromptBatch:
+        """The prompts that the teacher is shown."""
+        return self.teacher or self
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,25 @@ class TokenBatch(DeviceMovable):
     """What summed token losses are divided by: target tokens of the whole optimiser step (all ranks and
     micro-batches) divided by (ranks x micro-batches). Lightning's averages over both then give the exact mean
     over the tokens of the global batch."""
+    teacher: TokenBatch | None = None
+    """The same rows and targets after the teacher's prompts, if these differ from the student's."""
+
+    @property
+    def of_teacher(self) -> TokenBatch:
+        """The sequences that the teacher reads.
+
+        Raises:
+            ValueError: a row has a different number of targets there.
+        """
+        if self.teacher is None:
+            return self
+        own, theirs = self.target_mask.sum(-1), self.teacher.target_mask.sum(-1)
+        if not torch.equal(own, theirs):
+            raise ValueError(
+                f"student and teacher must have the same targets in every row, got {own.tolist()} and"
+                f" {theirs.tolist()} of them"
+            )
+        return self.teacher
 
 
 @dataclass(frozen=True)
@@ -102,6 +128,10 @@ class RolloutBatch(DeviceMovable):
     """``[B, T]`` float32, log p(y_t) at the reward's temperature (``teacher_reward_temperature``)."""
     teacher_hidden: Tensor | None = None
     """``[B, T, H]``, the teacher's last hidden states that predict each response token, if cached."""
+    teacher_prompt_ids: Tensor | None = None
+    """``[B, Q]`` int64, the teacher's prompts with padding on the left, if they differ from the student's."""
+    teacher_prompt_mask: Tensor | None = None
+    """``[B, Q]`` bool."""
 
     def __len__(self) -> int:
         return self.response_ids.shape[0]
@@ -109,7 +139,7 @@ class RolloutBatch(DeviceMovable):
     @classmethod
     def from_columns(cls, columns: Mapping[str, Tensor]) -> RolloutBatch:
         """Return the batch of :meth:`columns`; optional fields that are missing are ``None``."""
-        optional = dict.fromkeys(("teacher_logprobs", "reward_logprobs", "teacher_hidden"))
+        optional = dict.fromkeys(("teacher_logprobs", "reward_logprobs"))
         fields: dict[str, Any] = {**optional, **columns}
         return cls(**fields)
 
@@ -117,6 +147,25 @@ class RolloutBatch(DeviceMovable):
         """Return the fields that are present, by name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def of_teacher(self) -> RolloutBatch:
+        """The same responses to the prompts that the teacher is shown."""
+        if self.teacher_prompt_ids is None or self.teacher_prompt_mask is None:
+            return self
+        ids, mask = self.teacher_prompt_ids, self.teacher_prompt_mask
+        return replace(self, prompt_ids=ids, prompt_mask=mask, teacher_prompt_ids=None, teacher_prompt_mask=None)
+
+    def for_prompts(self, prompts: PromptBatch) -> RolloutBatch:
+        """Return the same responses to the given prompts, and to the teacher's where these have some."""
+        teacher = prompts.teacher
+        return replace(
+            self,
+            prompt_ids=prompts.input_ids,
+            prompt_mask=prompts.attention_mask.bool(),
+            teacher_prompt_ids=None if teacher is None else teacher.input_ids,
+            teacher_prompt_mask=None if teacher is None else teacher.attention_mask.bool(),
+        )
 
     @property
     def lengths(self) -> Tensor:

@@ -16,9 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_minillm.batch_sizes import BatchSizes, divide
 from lightning_minillm.cli.config import Config, build, build_all
+from lightning_minillm.data import DistillationDataModule
 from lightning_minillm.models import ModelWithTokenizer
 from lightning_minillm.models.factories import Factory, check_factory, check_factory_fit
-from lightning_minillm.modules import CausalLMModule
+from lightning_minillm.modules import CausalLMModule, RolloutModule
+from lightning_minillm.rollout.options import check_own_prompts
 from lightning_minillm.tokens import check_tokenizers
 
 
@@ -100,9 +102,29 @@ def _model_and_tokenizer(node: Mapping[str, Any], length: int | None) -> tuple[F
     return factory, tokenizer
 
 
-def build_datamodule(data: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> LightningDataModule:
-    """Make the data module; its data are read and checked when it is set up."""
-    datamodule: LightningDataModule = build(data["datamodule"])(tokenizer=tokenizer)
+def build_datamodule(
+    data: Mapping[str, Any], models: Models, teacher: Mapping[str, Any] | None = None
+) -> LightningDataModule:
+    """Make the data module; its data are read and checked when it is set up.
+
+    Args:
+        data: its node of the configuration.
+        models: give the tokenizers.
+        teacher: the teacher's node of the configuration, which may have a ``template``; ``None`` for none.
+
+    Raises:
+        ValueError: the teacher has a template, and the data module knows none for it.
+    """
+    datamodule: LightningDataModule = build(data["datamodule"])(tokenizer=models.tokenizer)
+    template = (teacher or {}).get("template")
+    if template and isinstance(models.teacher, ModelWithTokenizer):
+        if not isinstance(datamodule, DistillationDataModule):
+            raise ValueError(
+                f"teacher.template needs a DistillationDataModule, and data.datamodule is a"
+                f" {type(datamodule).__name__}: set teacher.template=null"
+            )
+        made = build(template) if isinstance(template, Mapping) else template
+        datamodule.use_teacher_template(made, models.teacher.tokenizer)
     return datamodule
 
 
@@ -126,6 +148,8 @@ def build_module(config: Config, models: Models) -> CausalLMModule:
             f"{config['module']['_target_']} needs a teacher: teacher=pretrained teacher.path=FOLDER_OR_HUB_NAME"
         )
     module: CausalLMModule = make(student=models.student, tokenizer=models.tokenizer, **teacher)
+    if isinstance(module, RolloutModule) and (config["teacher"] or {}).get("template"):
+        check_own_prompts(module.rollouts.sampling, module.teacher_use.reading)
     return module
 
 

@@ -180,6 +180,11 @@ def _teacher(config: Config, models: list[NamedModel]) -> ModelFactory | None:
     """Return a function that loads the teacher, if there is one, after comparing its tokenizer with every model's."""
     if not config["teacher"]["model"]:
         return None
+    if config["teacher"].get("template"):
+        raise ValueError(
+            "minillm-evaluate shows student and teacher the same prompts: set teacher.template=null; training measures"
+            " val/reverse_kl with the teacher's own"
+        )
     factory: Factory = build(config["teacher"]["model"])
     check_factory(factory)
     tokenizer = build(config["teacher"]["tokenizer"])

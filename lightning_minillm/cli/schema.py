@@ -144,6 +144,7 @@ _TABLE: tuple[tuple[Kind, str], ...] = (
     (one_of("lines", "paragraphs", "files"), "documents_are"),
     (NODE, ".optimizer .module .validation .trainer"),
     (one_of("alpaca", "auto", "chat", "plain", "raw"), "datamodule.template"),
+    (one_of("alpaca", "auto", "chat", "plain", "raw") | NULL, "teacher.template"),
     (one_of("all", "last"), "datamodule.targets"),
     (FLAG | one_of("auto"), "datamodule.add_bos"),
     (TEXT, ".name .output_dir .cache_dir .shared_dir .output .monitor"),
@@ -225,7 +226,7 @@ def _disagreements(config: Mapping[str, Any]) -> Iterator[str]:
 # Keys inside groups that the commands read by themselves. Others are read where an interpolation refers to them.
 _READ = frozenset(
     "data.datamodule data.path data.prepare data.tokenizer student.model student.tokenizer teacher.model"
-    " teacher.tokenizer".split()
+    " teacher.template teacher.tokenizer".split()
 )
 _REFERENCE = re.compile(r"\$\{(?:oc\.select:)?([\w.]+)")
 

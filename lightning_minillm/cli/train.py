@@ -64,7 +64,7 @@ def _train(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     prepare_data(config["data"])
     models = build_models(config["student"], config["teacher"], _longest_sequence(config))
     module = build_module(config, models)
-    datamodule = build_datamodule(config["data"], models.tokenizer)
+    datamodule = build_datamodule(config["data"], models, config["teacher"])
     start = RunStart(config)
     trainer.callbacks.append(start)  # type: ignore[attr-defined]  # Lightning sets it outside of the class
     announce(config, sizes, trainer.strategy.root_device.type)

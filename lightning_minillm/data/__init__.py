@@ -4,7 +4,8 @@ from lightning_minillm.data.batches import EvaluationLoader, LMStream, ShuffledS
 from lightning_minillm.data.conversations import Conversation, Turn
 from lightning_minillm.data.corpus import CorpusSource, PackedCorpus
 from lightning_minillm.data.datamodule import BatchOptions, DistillationDataModule
-from lightning_minillm.data.encoding import EncodedInstructions, Lengths, encode_records
+from lightning_minillm.data.encoding import EncodedInstructions, Lengths
+from lightning_minillm.data.reading import encode_records
 from lightning_minillm.data.records import FieldMap, InstructionRecord
 from lightning_minillm.data.sources import InstructionSource, RecordSource, Shares, SplitSource, load_instructions
 from lightning_minillm.data.synthetic import (

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedTokenizerBase
@@ -16,10 +17,12 @@ from lightning_minillm.data.batches import EvaluationLoader, LMStream, TokenLoad
 from lightning_minillm.data.chat import Targets, check_targets
 from lightning_minillm.data.contents import contents_of_corpus, contents_of_records, describe_change
 from lightning_minillm.data.corpus import DocumentSource, PackedCorpus
-from lightning_minillm.data.encoding import EncodedInstructions, Lengths, encode_records
+from lightning_minillm.data.encoding import EncodedInstructions, Lengths
+from lightning_minillm.data.reading import encode_records
 from lightning_minillm.data.records import InstructionRecord
 from lightning_minillm.data.sources import RecordSource
-from lightning_minillm.data.templates import PromptTemplate, as_template
+from lightning_minillm.data.templates import PromptTemplate, as_template, bind_template
+from lightning_minillm.data.token_rows import RowEncoder
 from lightning_minillm.distributed.placement import placement_of
 from lightning_minillm.tokens import AddBos, begin_ids
 from lightning_minillm.types import DeviceMovable, TrainLoaderBuilder
@@ -96,6 +99,24 @@ class DistillationDataModule(LightningDataModule):
         self.batches = batches or BatchOptions()
         self._lm_corpus_source = lm_corpus
         self._encoded: dict[str, EncodedInstructions] = {}
+        self._teacher: RowEncoder | None = None
+
+    def use_teacher_template(
+        self, template: PromptTemplate | str, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> None:
+        """Show the teacher prompts of its own, with the same responses.
+
+        Args:
+            template: as for the data module.
+            tokenizer: the teacher's, whose chat format a chat template takes; ``None`` for that of the data.
+
+        Raises:
+            ValueError: there is no such template, or data were read already.
+        """
+        if self._encoded:
+            raise ValueError("the data were read already: call use_teacher_template before")
+        tokenizer = tokenizer or self.tokenizer
+        self._teacher = RowEncoder(bind_template(template, tokenizer), tokenizer, "last", self.add_bos)
 
     # --- ranks and sizes --------------------------------------------------------------------------------------------
 
@@ -151,7 +172,7 @@ class DistillationDataModule(LightningDataModule):
             source = self.sources[split]
             if source is None:
                 raise ValueError(f"the data module has no {split} records: pass {split}=... (a source or a list)")
-            arguments = (self.tokenizer, self.template, self.lengths, self.targets, self.add_bos)
+            arguments = (self.tokenizer, self.template, self.lengths, self.targets, self.add_bos, self._teacher)
             self._encoded[split] = encode_records(split, source, *arguments)
         return self._encoded[split]
 
@@ -172,9 +193,13 @@ class DistillationDataModule(LightningDataModule):
         )
 
     def longest_rows(self) -> dict[str, tuple[int, int]]:
-        """Return the tokens of the longest prompt, and of the longest pair, of every split that was read."""
+        """Return the tokens of the longest prompt, and of the longest pair, of every split that was read.
+
+        They are those of the student or of the teacher, whichever are more.
+        """
         return {
-            split: (int(data.prompt_lengths.max()), int(data.lengths.max())) for split, data in self._encoded.items()
+            split: (int(torch.maximum(data.prompt_lengths, data.teacher_lengths).max()), int(data.longest.max()))
+            for split, data in self._encoded.items()
         }
 
     def rows_with(self, token_ids: Sequence[int]) -> dict[str, list[int]]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -22,7 +22,7 @@ from lightning_minillm.data.cache import Ragged, load_or_build, tokenizer_finger
 from lightning_minillm.data.chat import EncodedRow, Targets, check_targets
 from lightning_minillm.data.mixing import Mixture
 from lightning_minillm.data.records import InstructionRecord
-from lightning_minillm.data.sources import RecordSource, SplitSource
+from lightning_minillm.data.teacher_prompts import after_prompts, check_single_targets
 from lightning_minillm.data.templates import PromptTemplate, bind_template, prompt_text
 from lightning_minillm.data.token_rows import RowEncoder
 from lightning_minillm.tokens import AddBos, special_ids
@@ -77,16 +77,20 @@ class EncodedInstructions:
         lengths: limits on prompts and pairs.
         targets: which turns of the assistant in a conversation are learned from: ``"all"``, or the ``"last"`` alone.
         add_bos: what prompts begin with, if they do not already; see :func:`~lightning_minillm.tokens.begin_ids`.
+        teacher: writes the prompts that the teacher is shown, if these differ; the limits hold for them as well.
 
     Attributes:
         records: the kept records, one per row.
         template: the template, with the tokenizer.
         fixed_date: the day that the chat template is told; ``None`` if it writes no date.
-        num_dropped: number of prompts that were too long.
+        num_dropped: number of records whose prompt was too long, for the student or for the teacher.
+        num_dropped_by_teacher: number of those of them whose prompt was too long for the teacher alone.
         num_shortened: number of conversations that lost turns.
         num_truncated: number of responses that were truncated.
         lengths: ``[rows]`` int64, tokens of prompt and response.
         prompt_lengths: ``[rows]`` int64, tokens of the prompt.
+        teacher_lengths: ``[rows]`` int64, tokens of the prompt that the teacher is shown.
+        last_ids: ``[rows]`` int64, the last token of the response.
         target_counts: ``[rows]`` int64, targets, at least 1.
         mixture: the sources of the rows, if they have weights.
 
@@ -103,6 +107,7 @@ class EncodedInstructions:
         *,
         targets: Targets = "all",
         add_bos: AddBos = "auto",
+        teacher: RowEncoder | None = None,
     ) -> None:
         if not records:
             raise ValueError("there are no instruction records: the split is empty")
@@ -118,18 +123,25 @@ class EncodedInstructions:
             "shorten_conversations": lengths.shorten_conversations,
             **encoder.identity(),
         }
+        texts = [encoder.texts(records)]
+        if teacher is not None:
+            settings["teacher"] = [tokenizer_fingerprint(teacher.tokenizer), teacher.identity()]
+            texts.append(teacher.texts(records))
         columns, self.from_cache = load_or_build(
             lengths.cache_dir,
             "instructions",
             settings,
-            encoder.texts(records),
-            lambda: _encode(encoder, records, lengths),
+            chain.from_iterable(texts),
+            lambda: _encode(encoder, teacher, records, lengths),
         )
         # The file holds an empty row for each dropped prompt, so that it tells which ones they are.
-        kept = np.flatnonzero(columns["prompt_ids"].lengths)
+        self._teacher_prompts = columns["prompt_ids" if teacher is None else "teacher_ids"]
+        kept = np.flatnonzero(columns["prompt_ids"].lengths * self._teacher_prompts.lengths)
+        self._has_teacher_prompts = teacher is not None
         self.num_dropped = len(records) - len(kept)
+        self.num_dropped_by_teacher = int(np.count_nonzero(columns["prompt_ids"].lengths)) - len(kept)
         if not len(kept):
-            shortest = min(len(row.prompt) for row in encoder.encode(records))
+            shortest = min(len(prompt) for some in (encoder, teacher) if some for prompt in some.prompts(records))
             raise ValueError(
                 f"each of the {len(records)} prompts has more than max_prompt_length={lengths.max_prompt_length} tokens"
                 f" (the shortest has {shortest}): raise max_prompt_length, or use a shorter template"
@@ -143,14 +155,20 @@ class EncodedInstructions:
         )
         self.fixed_date = encoder.fixed_date(self.records)
         self.prompt_lengths = torch.from_numpy(columns["prompt_ids"].lengths[kept])
+        self.teacher_lengths = torch.from_numpy(self._teacher_prompts.lengths[kept])
         self.lengths = self.prompt_lengths + torch.from_numpy(columns["response_ids"].lengths[kept])
         ends = (self.eos_token_id, encoder.end_of_turn)
-        self.num_truncated = sum(
-            length >= lengths.max_length and columns["response_ids"][row][-1] not in ends
-            for length, row in zip(self.lengths.tolist(), kept.tolist(), strict=True)
-        )
+        self.last_ids = torch.tensor([int(columns["response_ids"][row][-1]) for row in kept.tolist()])
+        is_full = self.longest >= lengths.max_length
+        is_ended = torch.isin(self.last_ids, torch.tensor([end for end in ends if end is not None]))
+        self.num_truncated = int((is_full & ~is_ended).sum())
         spans = [columns["target_spans"][row] for row in kept.tolist()]
         self.target_counts = torch.tensor([int((edges[1::2] - edges[::2]).sum()) for edges in spans])
+
+    @property
+    def longest(self) -> Tensor:
+        """``[rows]`` int64, tokens of prompt and response as the student or the teacher reads them, whichever is more."""
+        return self.lengths + (self.teacher_lengths - self.prompt_lengths).clamp(min=0)
 
     def prompt_text(self, row: int) -> str:
         """Return the prompt of a row as text."""
@@ -168,10 +186,12 @@ class EncodedInstructions:
     def prompt_batch(self, indices: Indices) -> PromptBatch:
         """Return the prompts of the rows ``[B]`` in ``[0, len(self))``, padded on the left to the longest."""
         rows = as_rows(indices, len(self))
-        input_ids, mask = pad(
-            [self._columns["prompt_ids"][self._kept[row]] for row in rows], self.pad_token_id, left=True
-        )
-        return PromptBatch(input_ids=input_ids, attention_mask=mask, indices=torch.tensor(rows))
+
+        def batch(prompts: Ragged, teacher: PromptBatch | None = None) -> PromptBatch:
+            ids, mask = pad([prompts[self._kept[row]] for row in rows], self.pad_token_id, left=True)
+            return PromptBatch(ids, mask, torch.tensor(rows), teacher)
+
+        return batch(self._columns["prompt_ids"], batch(self._teacher_prompts) if self._has_teacher_prompts else None)
 
     def token_batch(self, indices: Indices, normalizer: float) -> TokenBatch:
         """Return prompts with their responses, padded on the right to the longest, with all targets.
@@ -180,22 +200,33 @@ class EncodedInstructions:
             indices: ``[B]`` rows in ``[0, len(self))``, at least one.
             normalizer: summed losses are divided by it; ``TokenBatch`` says by what number.
         """
-        batch = self.response_batch(indices, normalizer)
+        batch = self._pairs(indices, normalizer)
         target_mask = torch.zeros_like(batch.target_mask)
         for place, row in enumerate(batch.indices.tolist()):
             edges = self._columns["target_spans"][self._kept[row]].tolist()
             for start, stop in zip(edges[::2], edges[1::2], strict=True):
                 target_mask[place, start:stop] = True
-        return replace(batch, target_mask=target_mask)
+        return self._with_teacher(replace(batch, target_mask=target_mask))
 
     def response_batch(self, indices: Indices, normalizer: float) -> TokenBatch:
         """Return the same rows as :meth:`token_batch`, with the tokens of the response, and no others, as targets."""
+        return self._with_teacher(self._pairs(indices, normalizer))
+
+    def _pairs(self, indices: Indices, normalizer: float) -> TokenBatch:
         rows = as_rows(indices, len(self))
         names = ("prompt_ids", "response_ids")
         pairs = [np.concatenate([self._columns[name][self._kept[row]] for name in names]) for row in rows]
         input_ids, mask = pad(pairs, self.pad_token_id, left=False)
         target_mask = mask & (torch.arange(input_ids.shape[1]) >= self.prompt_lengths[rows][:, None])
         return TokenBatch(input_ids, mask, target_mask, indices=torch.tensor(rows), normalizer=float(normalizer))
+
+    def _with_teacher(self, batch: TokenBatch) -> TokenBatch:
+        """Return the batch with the same rows after the teacher's prompts, if it has prompts of its own."""
+        if not self._has_teacher_prompts:
+            return batch
+        rows = batch.indices
+        prompts = [self._teacher_prompts[self._kept[row]] for row in rows.tolist()]
+        return replace(batch, teacher=after_prompts(batch, self.prompt_lengths[rows], prompts, self.pad_token_id))
 
     def evaluation_batch(self, indices: Indices) -> EvaluationBatch:
         """Return the prompts of the rows ``[B]``, the same rows with their first references, and all references.
@@ -216,70 +247,33 @@ class EncodedInstructions:
         )
 
 
-def encode_records(
-    name: str,
-    source: RecordSource | Sequence[InstructionRecord],
-    tokenizer: PreTrainedTokenizerBase,
-    template: PromptTemplate | str | None,
-    lengths: Lengths,
-    targets: Targets = "all",
-    add_bos: AddBos = "auto",
-) -> EncodedInstructions:
-    """Read and tokenise a data set, and tell how much of it was dropped, shortened and truncated.
+def _encode(
+    encoder: RowEncoder, teacher: RowEncoder | None, records: Sequence[InstructionRecord], lengths: Lengths
+) -> dict[str, Ragged]:
+    """Return the token ids of prompts and responses, both empty if the prompt is too long, and the targets.
 
-    Args:
-        name: of the data set, for messages.
-        source: of the records, or the records.
-        tokenizer: as the other arguments, for :class:`EncodedInstructions`.
-        template: makes the prompts.
-        lengths: limits on prompts and pairs.
-        targets: which turns are learned from.
-        add_bos: what prompts begin with.
-
-    Raises:
-        ValueError: data that is missing, empty or lacks a field; the message begins with the name.
+    The teacher's prompts are in a column of their own, empty if too long.
     """
-    try:
-        records = source if isinstance(source, Sequence) else source.load()
-        encoded = EncodedInstructions(records, tokenizer, template, lengths, targets=targets, add_bos=add_bos)
-        if isinstance(source, SplitSource) and source.weights is not None:
-            encoded.mixture = Mixture.of([record.source for record in encoded.records], source.weights)
-            rank_zero_info(f"{name}: {encoded.mixture}")
-    except (FileNotFoundError, ValueError) as error:
-        raise ValueError(f"{name}: {error}") from error
-    if encoded.fixed_date is not None:
-        rank_zero_warn(
-            f"the chat template writes the date, which is {encoded.fixed_date} in all prompts: choose a different one"
-            " with data.datamodule.template.date"
-        )
-    limit = f"more than max_prompt_length={lengths.max_prompt_length} tokens"
-    if encoded.num_dropped:
-        rank_zero_warn(
-            f"{name}: {encoded.num_dropped} of {encoded.num_dropped + len(encoded)} prompts have {limit} and are"
-            " dropped"
-        )
-    if encoded.num_shortened:
-        rank_zero_warn(f"{name}: {encoded.num_shortened} prompts have {limit} and have lost their oldest turns")
-    rank_zero_info(
-        f"{name}: {len(encoded)} records, {encoded.lengths.float().mean():.0f} tokens on average, "
-        f"{encoded.num_truncated} responses truncated at max_length={lengths.max_length}"
-    )
-    return encoded
-
-
-def _encode(encoder: RowEncoder, records: Sequence[InstructionRecord], lengths: Lengths) -> dict[str, Ragged]:
-    """Return the token ids of prompts and responses, both empty if the prompt is too long, and the targets."""
-    rows, lost = list(encoder.encode(records)), [0] * len(records)
+    rows, lost, limit = list(encoder.encode(records)), [0] * len(records), lengths.max_prompt_length
+    theirs = [row.prompt for row in rows] if teacher is None else list(teacher.prompts(records))
     for number, record in enumerate(records):
         shorter = record if lengths.shorten_conversations else None
-        while len(rows[number].prompt) > lengths.max_prompt_length and shorter is not None:
+        while max(len(rows[number].prompt), len(theirs[number])) > limit and shorter is not None:
             shorter = _without_oldest(shorter)
             if shorter is not None:
                 lost[number] += 1
                 rows[number] = next(encoder.encode([shorter]))
-        fits = 0 < len(rows[number].prompt) <= lengths.max_prompt_length
-        rows[number] = rows[number].cut(lengths.max_length) if fits else EncodedRow([], [], ())
-    return {
+                theirs[number] = rows[number].prompt if teacher is None else next(teacher.prompts([shorter]))
+        row, own = rows[number], len(rows[number].prompt)
+        if len(theirs[number]) > limit:
+            theirs[number] = []
+        # prompt and response are within max_length for student and teacher
+        room = lengths.max_length - max(0, len(theirs[number]) - own)
+        rows[number] = row.cut(room) if 0 < own <= limit else EncodedRow([], [], ())
+        if teacher is not None and theirs[number]:
+            check_single_targets(number, rows[number])
+    columns = {} if teacher is None else {"teacher_ids": Ragged.from_rows(theirs)}
+    return columns | {
         "prompt_ids": Ragged.from_rows(row.prompt for row in rows),
         "response_ids": Ragged.from_rows(row.response for row in rows),
         "target_spans": Ragged.from_rows([edge for span in row.spans for edge in span] for row in rows),

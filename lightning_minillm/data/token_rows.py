@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from lightning_minillm.data.chat import ChatEncoder, EncodedRow, Targets, about, tokenize
 from lightning_minillm.data.records import RESPONSE_IDS, InstructionRecord
 from lightning_minillm.data.templates import AutoTemplate, ChatTemplate, PromptTemplate, prompt_text, template_of
-from lightning_minillm.tokens import AddBos, begin_ids
+from lightning_minillm.tokens import AddBos, begin_ids, with_begin
 
 
 class RowEncoder:
@@ -92,6 +92,19 @@ class RowEncoder:
                 with about(number):
                     row = row.answered(self._known_ids(record.responses[0], record.response_ids))
             yield row.after(self.begin)
+
+    def prompts(self, records: Sequence[InstructionRecord]) -> Iterator[list[int]]:
+        """Yield the token ids of each record's prompt; those of the rows, if the last turn alone is a target.
+
+        Raises:
+            ValueError: a record that its template cannot write; the message says which.
+        """
+        texts = []
+        for number, record in enumerate(records, start=1):
+            with about(number):
+                texts.append(prompt_text(self.template, record))
+        for prompt in tokenize(self.tokenizer, texts):
+            yield with_begin(self.begin, prompt)
 
     def _known_ids(self, text: str, ids: Sequence[int]) -> Sequence[int]:
         """Return the ids of a response if they give its text with this tokenizer."""

@@ -66,7 +66,8 @@ def write_responses(
     Student and teacher are sampled with the same random numbers, so that a student that equals its teacher writes the
     same text, and chance adds less noise to their difference.
     """
-    return rollout_sequences(sampler_for(pair, sampling, writer=writer).sample(prompts, seed=seed))
+    read = prompts.of_teacher if writer == "teacher" else prompts
+    return rollout_sequences(sampler_for(pair, sampling, writer=writer).sample(read, seed=seed).for_prompts(prompts))
 
 
 def pair_divergences(

@@ -216,7 +216,7 @@ class ModelPair:
     @torch.no_grad()
     def teacher_token_states(self, batch: TokenBatch) -> TokenStates:
         """Return the teacher's states of the target tokens, without graph; a pair without a teacher raises."""
-        split = self.require_teacher()
+        split, batch = self.require_teacher(), batch.of_teacher
         return split.token_states(batch.input_ids, batch.attention_mask, batch.target_mask)[0]
 
     def require_teacher(self) -> SplitCausalLM:

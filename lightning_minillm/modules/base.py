@@ -254,7 +254,7 @@ class CausalLMModule(LightningModule):
         if batch.prompt_texts not in self._teacher_responses:
             options = self.validation_options
             sampler = sampler_for(self.pair, options.sampling, writer="teacher")
-            rollouts = sampler.sample(batch.prompts, seed=options.seed)
+            rollouts = sampler.sample(batch.prompts.of_teacher, seed=options.seed)
             self._teacher_responses = {batch.prompt_texts: decode_responses(self.tokenizer, rollouts)}
         return self._teacher_responses[batch.prompt_texts]
 

@@ -17,7 +17,7 @@ from lightning_minillm.data.batches import ShuffledStream
 from lightning_minillm.models.pair import ModelPair
 from lightning_minillm.rollout.batching import concatenate_rollouts, select_prompts, select_rollouts
 from lightning_minillm.rollout.buffer import RolloutBuffer
-from lightning_minillm.rollout.options import RolloutOptions, TeacherReading
+from lightning_minillm.rollout.options import RolloutOptions, TeacherReading, check_own_prompts
 from lightning_minillm.rollout.sampler import MixtureSampler
 from lightning_minillm.rollout.scoring import add_teacher, given_responses, recompute_student
 from lightning_minillm.rollout.sources import TextRequest
@@ -150,10 +150,15 @@ class TextCollector:
 
     def _sample(self, phase: int, writer: Writer, prompts: PromptBatch) -> RolloutBatch:
         options, reads = self.options, self.reads_along
+        if prompts.teacher is not None:
+            check_own_prompts(options.sampling, self.reading)
+            reads = False  # it reads afterwards
         keeps = reads and self.keeps_hidden
         sampler = sampler_for(self.pair, options.sampling, writer=writer, with_teacher=reads, keep_teacher_hidden=keeps)
         seed, size = options.seed, options.batch_size
-        return collect_rollouts(sampler, prompts, seed=seed, phase=phase, batch_size=size, listeners=self.listeners)
+        read = prompts.of_teacher if writer == "teacher" else prompts
+        text = collect_rollouts(sampler, read, seed=seed, phase=phase, batch_size=size, listeners=self.listeners)
+        return text if read is prompts else text.for_prompts(prompts)
 
 
 def _no_references(prompts: PromptBatch) -> RolloutBatch:

@@ -12,6 +12,13 @@ from lightning_minillm.rollout.sources import StudentText, TextSource
 TeacherCache = Literal["hidden", "none"]
 TeacherReading = Literal["auto", "lockstep", "after"]
 
+OWN_PROMPTS = (
+    "the teacher is shown prompts of its own (teacher.template), and cannot advance with the student while it samples:"
+    " set module.rollouts.sampling.teacher_mix_alpha=0 and module.teacher_use.reading=after (or auto), or"
+    " teacher.template=null"
+)
+"""Why a teacher with a template of its own cannot read or write along."""
+
 
 @dataclass(frozen=True)
 class RolloutOptions:
@@ -69,3 +76,14 @@ class TeacherOptions:
     def __post_init__(self) -> None:
         check_choice("the teacher's reading", self.reading, TeacherReading)
         check_choice("the teacher's cache", self.cache, TeacherCache)
+
+
+def check_own_prompts(sampling: SamplingConfig, reading: TeacherReading = "auto") -> None:
+    """Check that a teacher with prompts of its own need not advance with the student.
+
+    Raises:
+        ValueError: it has a share in the text, or is to read it while it is sampled.
+    """
+    if sampling.teacher_mix_alpha > 0 or reading == "lockstep":
+        given = f"teacher_mix_alpha={sampling.teacher_mix_alpha} and reading={reading}"
+        raise ValueError(f"{OWN_PROMPTS}; got {given}")

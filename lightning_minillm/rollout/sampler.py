@@ -26,6 +26,7 @@ from lightning_minillm.rollout.batching import select_prompts
 from lightning_minillm.rollout.cache import rows_to_keep
 from lightning_minillm.rollout.decoder import Decoder, make_decoder
 from lightning_minillm.rollout.full_pass import FullPassDecoder
+from lightning_minillm.rollout.options import OWN_PROMPTS
 from lightning_minillm.rollout.sampling import SamplingConfig
 from lightning_minillm.types import PromptBatch, RolloutBatch
 
@@ -119,11 +120,14 @@ class MixtureSampler:
             mixture's are of what was sampled from, after top-k, top-p, min_new_tokens and no_repeat_ngram_size.
 
         Raises:
-            ValueError: an empty prompt, or one that leaves a model too few positions for the response.
+            ValueError: an empty prompt, or one that leaves a model too few positions for the response; or a teacher
+                that is shown prompts of its own, which cannot advance with the student.
             FloatingPointError: a model whose weights have diverged, with the rows.
         """
         if not bool(prompts.attention_mask.any(-1).all()):
             raise ValueError("a prompt is empty: there is nothing to condition the response on")
+        if prompts.teacher is not None and self.teacher is not None:
+            raise ValueError(OWN_PROMPTS)
         self.student.check_text(prompts.input_ids, prompts.attention_mask, prompts.indices)
         self.check_positions(int(prompts.attention_mask.sum(-1).max()))
         with eval_mode(*(split.model for split in (self.student, self.teacher) if split is not None)):
@@ -131,7 +135,7 @@ class MixtureSampler:
         _check_numbers(record, prompts.indices)
         lengths = record.pop("lengths")
         width = int(lengths.max())
-        return RolloutBatch.from_columns(
+        rollouts = RolloutBatch.from_columns(
             {
                 "prompt_ids": prompts.input_ids,
                 "prompt_mask": prompts.attention_mask.bool(),
@@ -140,6 +144,7 @@ class MixtureSampler:
                 **{name: column[:, :width] for name, column in record.items()},
             }
         )
+        return rollouts.for_prompts(prompts)
 
     def check_positions(self, prompt_length: int) -> None:
         """Check that prompts of that many tokens and their responses fit into the models' positions.

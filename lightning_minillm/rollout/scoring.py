@@ -23,7 +23,8 @@ POLICY_INPUTS = ("old_logprobs", "advantages", "importance_weights")
 
 
 def rollout_sequences(rollouts: RolloutBatch, normalizer: float = 1.0) -> TokenBatch:
-    """Return prompt + response as one sequence per row, with the response tokens as targets."""
+    """Return prompt + response as one sequence per row, with the response tokens as targets; also as the teacher's."""
+    has_own = rollouts.teacher_prompt_ids is not None
     no_targets = torch.zeros_like(rollouts.prompt_mask)
     return TokenBatch(
         input_ids=torch.cat([rollouts.prompt_ids, rollouts.response_ids], dim=1),
@@ -31,6 +32,7 @@ def rollout_sequences(rollouts: RolloutBatch, normalizer: float = 1.0) -> TokenB
         target_mask=torch.cat([no_targets, rollouts.response_mask], dim=1),
         indices=rollouts.indices,
         normalizer=normalizer,
+        teacher=rollout_sequences(rollouts.of_teacher, normalizer) if has_own else None,
     )
 
 
@@ -58,16 +60,19 @@ def given_responses(prompts: PromptBatch, tokens: TokenBatch) -> RolloutBatch:
 
 @torch.no_grad()
 def response_states(model: SplitCausalLM, rollouts: RolloutBatch) -> TokenStates:
-    """Return the model's states of the N response tokens, row by row, without graph."""
+    """Return the model's states of the N response tokens after the student's prompts, row by row, without graph."""
     batch = rollout_sequences(rollouts)
     states, _ = model.token_states(batch.input_ids, batch.attention_mask, batch.target_mask)
     return states
 
 
 def teacher_states(teacher: SplitCausalLM, rollouts: RolloutBatch) -> TokenStates:
-    """Return the teacher's states of the N response tokens: those kept with the rollouts, or computed again."""
+    """Return the teacher's states of the N response tokens: those kept with the rollouts, or computed again.
+
+    They are after the teacher's prompts, where these differ from the student's.
+    """
     if rollouts.teacher_hidden is None:
-        return response_states(teacher, rollouts)
+        return response_states(teacher, rollouts.of_teacher)
     return teacher.states(rollouts.teacher_hidden[rollouts.response_mask])
 
 
@@ -131,7 +136,7 @@ def add_teacher(
     kept = None
     for rows in torch.arange(len(rollouts), device=mask.device).split(batch_size):
         chosen = select_rollouts(rollouts, rows)
-        states, ids = response_states(teacher, chosen), chosen.response_ids[chosen.response_mask]
+        states, ids = response_states(teacher, chosen.of_teacher), chosen.response_ids[chosen.response_mask]
         places = mask & torch.isin(torch.arange(len(mask), device=mask.device), rows)[:, None]
         log_p[places] = target_logprobs(states, ids, config.temperature)
         if rewards is not log_p:
@@ -185,4 +190,4 @@ def _unscored(prompts: PromptBatch, response_ids: Tensor, response_mask: Tensor)
         teacher_logprobs=None,
         mixture_logprobs=zeros,
         reward_logprobs=None,
-    )
+    ).for_prompts(prompts)

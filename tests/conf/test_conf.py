@@ -90,7 +90,7 @@ def make_everything(config):
     models = build_models(config["student"], config["teacher"])
     module = build_module(config, models)
     module.configure_model()
-    datamodule = build_datamodule(config["data"], models.tokenizer)
+    datamodule = build_datamodule(config["data"], models, config["teacher"])
     return trainer, callbacks, module, datamodule
 
 
@@ -174,7 +174,7 @@ def check_model(group, name, given):
 def check_data(name, given):
     config = compose_train(given, f"data={name}")
     models = build_models(config["student"], None)
-    datamodule = build_datamodule(config["data"], models.tokenizer)
+    datamodule = build_datamodule(config["data"], models)
     if name == "instructions":
         assert len(datamodule.test_set) == 4
     else:
@@ -184,7 +184,7 @@ def check_data(name, given):
 
 def check_template(name, given):
     config = compose_train(given, "data=instructions", f"data/template={name}")
-    template = build_datamodule(config["data"], build_models(config["student"], None).tokenizer).template
+    template = build_datamodule(config["data"], build_models(config["student"], None)).template
     assert type(template) is TEMPLATES[name]
     assert type(as_template(name)) is type(as_template(f"{name.title()}Template")) is type(template)
 
