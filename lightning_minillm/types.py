@@ -1,6 +1,7 @@
 """Frozen containers that travel through the package, with the shape of every field, and the protocols of their sources.
 
-Legend: B rows, P prompt tokens (Q of the teacher's prompts), T response tokens, L = P + T tokens, N valid target tokens, H hidden size.
+Legend: B rows, P prompt tokens, Q prompt tokens of the teacher, T response tokens, L = P + T tokens, N valid target
+tokens, H hidden size.
 Masks are boolean and ``True`` counts. New values make a new object (``dataclasses.replace``).
 """
 

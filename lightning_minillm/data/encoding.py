@@ -86,6 +86,7 @@ class EncodedInstructions:
         num_dropped: number of records whose prompt was too long, for the student or for the teacher.
         num_dropped_by_teacher: number of those of them whose prompt was too long for the teacher alone.
         num_shortened: number of conversations that lost turns.
+        is_truncated: ``[rows]`` bool, whether the response was truncated.
         num_truncated: number of responses that were truncated.
         lengths: ``[rows]`` int64, tokens of prompt and response.
         prompt_lengths: ``[rows]`` int64, tokens of the prompt.
@@ -141,7 +142,8 @@ class EncodedInstructions:
         self.num_dropped = len(records) - len(kept)
         self.num_dropped_by_teacher = int(np.count_nonzero(columns["prompt_ids"].lengths)) - len(kept)
         if not len(kept):
-            shortest = min(len(prompt) for some in (encoder, teacher) if some for prompt in some.prompts(records))
+            lists = [map(len, some.prompts(records)) for some in (encoder, teacher) if some is not None]
+            shortest = min(max(sizes) for sizes in zip(*lists, strict=True))
             raise ValueError(
                 f"each of the {len(records)} prompts has more than max_prompt_length={lengths.max_prompt_length} tokens"
                 f" (the shortest has {shortest}): raise max_prompt_length, or use a shorter template"
@@ -161,13 +163,14 @@ class EncodedInstructions:
         self.last_ids = torch.tensor([int(columns["response_ids"][row][-1]) for row in kept.tolist()])
         is_full = self.longest >= lengths.max_length
         is_ended = torch.isin(self.last_ids, torch.tensor([end for end in ends if end is not None]))
-        self.num_truncated = int((is_full & ~is_ended).sum())
+        self.is_truncated = is_full & ~is_ended
+        self.num_truncated = int(self.is_truncated.sum())
         spans = [columns["target_spans"][row] for row in kept.tolist()]
         self.target_counts = torch.tensor([int((edges[1::2] - edges[::2]).sum()) for edges in spans])
 
     @property
     def longest(self) -> Tensor:
-        """``[rows]`` int64, tokens of prompt and response as the student or the teacher reads them, whichever is more."""
+        """``[rows]`` int64, tokens of prompt and response as the student or the teacher reads them, the more."""
         return self.lengths + (self.teacher_lengths - self.prompt_lengths).clamp(min=0)
 
     def prompt_text(self, row: int) -> str:

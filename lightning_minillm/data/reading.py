@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
@@ -82,9 +83,11 @@ def _tell_of_teacher(name: str, encoded: EncodedInstructions, teacher: RowEncode
     date, end = teacher.fixed_date(encoded.records), teacher.end_of_turn
     if date is not None:
         rank_zero_warn(f"the teacher's chat template writes the date, which is {date}: see teacher.template.date")
+    if end is None:
+        return
     chats = [isinstance(template_of(teacher.template, record), ChatTemplate) for record in encoded.records]
-    count = sum(chat and last != end for chat, last in zip(chats, encoded.last_ids.tolist(), strict=True))
-    if end is not None and count:
+    count = int((torch.tensor(chats) & (encoded.last_ids != end) & ~encoded.is_truncated).sum())
+    if count:
         token = teacher.tokenizer.convert_ids_to_tokens(end)
         rank_zero_warn(
             f"{name}: {count} of {len(encoded)} responses do not end with {token!r}, with which turns end in the"
