@@ -105,7 +105,8 @@ def test_a_teacher_with_the_chat_format_trains_a_student_with_plain_prompts(fold
     prompts = objects["datamodule"].train_set.prompt_batch([1])
     assert objects["module"].tokenizer.decode(prompts.input_ids[0]) == "What is 1 + 1?\n>\n"
     assert AutoTokenizer.from_pretrained(folder / "instruct").decode(prompts.teacher.input_ids[0]) == (
-        "<|chat|><|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is 1 + 1?<|im_end|>\n<|im_start|>assistant\n"
+        "<|chat|><|im_start|>system\nBe brief.<|im_end|>\n"
+        "<|im_start|>user\nWhat is 1 + 1?<|im_end|>\n<|im_start|>assistant\n"
     )
 
 
@@ -126,7 +127,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(folder, tmp_path):
     "more", [["module.rollouts.sampling.teacher_mix_alpha=0.2"], ["module.teacher_use.reading=lockstep"]]
 )
 def test_sampling_together_is_refused_before_any_work(folder, tmp_path, more):
-    with pytest.raises(ValueError, match="prompts of its own.*teacher_mix_alpha=0.*teacher.template=null"):
+    with pytest.raises(ValueError, match=r"prompts of its own.*teacher_mix_alpha=0.*teacher\.template=null"):
         train(options(folder, tmp_path, "minillm", *MINILLM, "teacher/template=chat", *more))
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "cache").exists()
@@ -136,5 +137,5 @@ def test_evaluation_refuses_it(folder, tmp_path):
     given = ["data=instructions", f"data.path={folder}", f"model={folder}/base", "teacher=pretrained"]
     given += [f"teacher.path={folder}/instruct", "teacher/template=chat", "trainer.accelerator=cpu"]
     given += [f"output_dir={tmp_path}/out", f"cache_dir={tmp_path}/cache"]
-    with pytest.raises(ValueError, match="the same prompts: set teacher.template=null"):
+    with pytest.raises(ValueError, match=r"the same prompts: set teacher\.template=null"):
         evaluate(compose_config("evaluate", given))

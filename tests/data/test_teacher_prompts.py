@@ -95,8 +95,8 @@ def test_limits_hold_for_both_and_dropped_records_are_counted(chat):
     batch = rows.token_batch(range(3), 1.0)
     assert batch.teacher.attention_mask.sum(-1).max() == limit + 6
     assert torch.equal(batch.target_mask.sum(-1), batch.teacher.target_mask.sum(-1))
+    teacher = teacher_of(chat, "chat")
     with pytest.warns(UserWarning, match="2 of 5 prompts have .* dropped, 2 of them only as the teacher's template"):
-        teacher = teacher_of(chat, "chat")
         encode_records("train", RECORDS, chat, PlainTemplate(), Lengths(limit + 6, limit), teacher=teacher)
     shortest = int(both.teacher_lengths.min())
     with pytest.raises(ValueError, match=rf"each of the 5 prompts .*the shortest has {shortest}\)"):
