@@ -23,7 +23,7 @@ WITHIN = {("rollout", "models"), ("rollout", "data"), ("functional", "types"), (
 LOWEST_LAYER = {"torchmetrics": 1, "transformers": 1, "datasets": 2, "lightning": 3, "hydra": 7, "omegaconf": 7}
 ALLOWED = {
     ("data/datamodule.py", "lightning"),
-    ("data/encoding.py", "lightning"),
+    ("data/reading.py", "lightning"),
     ("data/sources.py", "lightning"),  # to say once what was read
     ("checkpoints/files.py", "lightning"),
     ("distributed/placement.py", "lightning"),  # the type of a trainer

@@ -14,15 +14,11 @@ from lightning_minillm.reports.plots import read_curve
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, make_model, make_chat_tokenizer):
-    """``base/`` and ``instruct/``, and instructions; the teacher has a token that the student has not."""
+    """``base/``, without a chat format, and ``instruct/``, and instructions."""
     root = tmp_path_factory.mktemp("template")
     for seed, name in enumerate(("base", "instruct")):
         tokenizer = make_chat_tokenizer()
-        if name == "base":
-            tokenizer.chat_template = None
-        else:
-            tokenizer.add_tokens(["<|chat|>"])
-            tokenizer.chat_template = "<|chat|>" + tokenizer.chat_template
+        tokenizer.chat_template = "<|im_start|>" + tokenizer.chat_template if name == "instruct" else None
         model = make_model("qwen2", seed=seed, vocab_size=len(tokenizer) + 3, max_position_embeddings=512)
         model.save_pretrained(root / name)
         tokenizer.save_pretrained(root / name)
@@ -105,7 +101,7 @@ def test_a_teacher_with_the_chat_format_trains_a_student_with_plain_prompts(fold
     prompts = objects["datamodule"].train_set.prompt_batch([1])
     assert objects["module"].tokenizer.decode(prompts.input_ids[0]) == "What is 1 + 1?\n>\n"
     assert AutoTokenizer.from_pretrained(folder / "instruct").decode(prompts.teacher.input_ids[0]) == (
-        "<|chat|><|im_start|>system\nBe brief.<|im_end|>\n"
+        "<|im_start|><|im_start|>system\nBe brief.<|im_end|>\n"
         "<|im_start|>user\nWhat is 1 + 1?<|im_end|>\n<|im_start|>assistant\n"
     )
 

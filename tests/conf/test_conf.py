@@ -182,6 +182,13 @@ def check_data(name, given):
         assert sizes.train > sizes.test > 0
 
 
+def check_teacher_template(name, given):
+    config = compose_train(given, "data=instructions", "teacher=pretrained", f"teacher/template={name}")
+    assert type(build(config["teacher"]["template"])) is TEMPLATES[name]
+    of_data = compose_train(given, "data=instructions", f"data/template={name}")["data"]["datamodule"]
+    assert config["teacher"]["template"] == of_data["template"]
+
+
 def check_template(name, given):
     config = compose_train(given, "data=instructions", f"data/template={name}")
     template = build_datamodule(config["data"], build_models(config["student"], None)).template
@@ -360,6 +367,7 @@ CHECKS = {
     "evaluation": check_evaluation,
     "evaluation/prompts": check_prompts,
     "data/template": check_template,
+    "teacher/template": check_teacher_template,
     "experiment": check_experiment,
     "paper/size": lambda name, given: check_paper(name, "init", given),
     "paper/method": lambda name, given: check_paper("gpt2_120m", name, given),

@@ -7,8 +7,8 @@ import torch
 
 from lightning_minillm.data import EncodedInstructions, Lengths, PlainTemplate, SplitSource, TokenLoader
 from lightning_minillm.data.batches import LMStream, ShuffledStream
-from lightning_minillm.data.reading import encode_records
 from lightning_minillm.data.mixing import Mixture
+from lightning_minillm.data.reading import encode_records
 from lightning_minillm.files import write_json_lines
 
 NAMES = ["a"] * 30 + ["b"] * 8 + ["c"] * 2
