@@ -62,7 +62,8 @@ class TeacherOptions:
     Attributes:
         reading: ``"lockstep"``: the teacher advances with the student while sampling; ``"after"``: it reads the
             finished text in full passes without a key-value cache, for tight memory (``teacher_mix_alpha`` must be 0);
-            ``"auto"``: in lockstep if its log-probabilities are needed or it has a share in the text, else after.
+            ``"auto"``: in lockstep if its log-probabilities are needed or it has a share in the text, else after; and
+            always after if it is shown prompts of its own.
         cache: ``"hidden"`` keeps the teacher's last hidden states of the text, so that updates need no teacher pass
             over it; ``"none"`` runs the teacher in every update.
         offload: keep the teacher in CPU memory except while text is collected; its head stays on the device for the
