@@ -75,13 +75,13 @@ def _explain_key(key: str, name: str, words: Sequence[str]) -> str:
         return text + nearest(key, _paths(config))
     keys = [str(other) for other in node if not str(other).startswith("_") and other != "hydra"]
     groups = [] if parent else [str(group) for group in config["hydra"]["runtime"]["choices"]]
+    deeper = [] if parent else sorted((path for path in _paths(config) if path.endswith(f".{last}")), key=len)
+    if deeper:
+        return f"{text}; did you mean {deeper[0]}?"
     if near := nearest(last, [*keys, *groups]):
         return text + near
-    if parent:
-        added = f"; other arguments of {node['_target_']} are added with +" if "_target_" in node else ""
-        return f"{text}; the keys of {parent} are {', '.join(keys)}{added}"
-    deeper = sorted((path for path in _paths(config) if path.endswith(f".{last}")), key=len)
-    return f"{text}; did you mean {deeper[0]}?" if deeper else f"{text}; the keys are {', '.join(keys)}"
+    added = f"; other arguments of {node['_target_']} are added with +" if "_target_" in node else ""
+    return f"{text}; the keys{f' of {parent}' if parent else ''} are {', '.join(keys)}{added}"
 
 
 def _without(key: str, name: str, words: Sequence[str]) -> Mapping[str, Any]:

@@ -67,6 +67,7 @@ def test_usage_of_the_other_commands_imports_nothing_heavy(command):
     [
         ("max_stepz=1", "there is no key max_stepz; did you mean max_steps?"),
         ("lr=1", "there is no key lr; did you mean optimizer.lr?"),
+        ("experiment=smoke num_rollouts=8", "there is no key num_rollouts; did you mean module.rollouts.num_rollouts?"),
         ("experimnt=smoke", "there is no key experimnt; did you mean experiment?"),
         ("optimizer.learning_rate=1", "there is no key optimizer.learning_rate; the keys of optimizer are lr, betas"),
         ("trainer.max_step=1", "there is no key trainer.max_step; did you mean max_steps?"),
