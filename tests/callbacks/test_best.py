@@ -94,7 +94,9 @@ def test_a_run_that_began_with_lightnings_callback_resumes(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:val/rougeL is 0")
-@pytest.mark.filterwarnings("ignore:The dirpath has changed")
-def test_a_run_that_was_moved_keeps_a_checkpoint(tmp_path):
+def test_a_run_that_continues_in_a_new_folder_keeps_the_better_weights(tmp_path):
     fit(tmp_path / "a", [0, 0], [2, 1])
-    assert fit(tmp_path / "b", [0, 0, 0], [2, 1, 3], resume=tmp_path / "a/last.ckpt")[1] == 3
+    assert fit(tmp_path / "b", [0, 0, 0], [2, 1, 3], resume=tmp_path / "a/last.ckpt")[1] == 2
+    (tmp_path / "a/best.ckpt").unlink()
+    with pytest.warns(UserWarning, match="best.ckpt is missing: the best weights are chosen from the validations"):
+        assert fit(tmp_path / "c", [0, 0, 0], [2, 1, 3], resume=tmp_path / "a/last.ckpt")[1] == 3

@@ -88,7 +88,7 @@ def test_the_command_says_that_data_of_ones_own_would_not_be_read(tmp_path):
 
 
 def test_a_run_from_one_file(train_overrides, folders, caplog):
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
         metrics, objects = train(compose_config("train", ["experiment=sft", *train_overrides, "data.test=null",
             f"data.path={folders}/train.jsonl", "max_steps=3"]))  # fmt: skip
     assert metrics["optimizer_steps"] == 3
@@ -107,7 +107,7 @@ def test_a_run_on_a_mixture_resumes_as_if_it_had_not_stopped(train_overrides, fo
         f"data.sources={{a: {{path: {folders}/train.jsonl, weight: 1}}, b: {{path: {tmp_path}/b.jsonl, weight: 1}}}}"
     )
     overrides = ["experiment=sft", *train_overrides, sources]
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
         whole, _ = train(compose_config("train", [*overrides, f"output_dir={tmp_path}/whole"]))
     assert "40 records of a are 51.1% of an epoch (0.57 times each); 5 records of b are 48.9%" in caplog.text
     stop_at(4)

@@ -218,7 +218,7 @@ def test_numbers_become_text_and_nothing_becomes_no_input(tmp_path, caplog):
         {"instruction": "a", "input": " \n", "output": "b", "exact": "false"},
     ]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
         found = load_instructions(tmp_path / "a.jsonl")
     assert found == [
         InstructionRecord("2 + 5?", "", ("7",)),
@@ -320,7 +320,7 @@ def test_files_of_splits_are_found_by_their_usual_names(tmp_path):
 def test_one_file_is_split_by_shares_and_a_seed(tmp_path, place, caplog):
     lines(tmp_path / "a.jsonl", *range(40))
     path = str(tmp_path / place)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
         parts = {split: instructions(split, path=path) for split in ("train", "validation", "test")}
     assert {split: len(part) for split, part in parts.items()} == {"train": 36, "validation": 2, "test": 2}
     found = {name for part in parts.values() for name in part}

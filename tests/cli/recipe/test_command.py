@@ -226,7 +226,7 @@ def test_other_settings_in_an_old_folder_lose_nothing(copied, capsys):
     before = (copied / "run/minillm/student/model.safetensors").read_bytes()
     report = (copied / "run/results.json").read_bytes()
     with pytest.raises(RecipeError, match="stage 'minillm' failed"):
-        run(copied, 'recipe.stages.minillm.extra=["student.path=./nowhere"]')
+        run(copied, 'recipe.stages.minillm.extra=["ckpt_path=./nowhere.ckpt"]')
     assert "the report of different settings (recipe) is moved to" in capsys.readouterr().out
     (kept,) = (copied / "run/set_aside").glob("minillm-*")
     assert (kept / "student/model.safetensors").read_bytes() == before
