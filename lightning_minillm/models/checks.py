@@ -150,12 +150,20 @@ def check_loaded(name: str, missing: Sequence[str], mismatched: Sequence[Any], u
     ]
     remedy = REMEDY
     if unexpected:
+        unexpected = _names_in_file(missing, unexpected)
         first = sorted(unexpected)[0]
         parts.append(f"{len(unexpected)} are not the model's, e.g. {first}")
         prefix = first.partition(".")[0] + "."
         if first.removeprefix(prefix) in missing and all(key.startswith(prefix) for key in unexpected):
             remedy = f"save the weights without {prefix!r} in their names"
     raise ValueError(f"the weights in {name!r} do not belong to its config.json ({'; '.join(parts)}): {remedy}")
+
+
+def _names_in_file(missing: Sequence[str], unexpected: Sequence[str]) -> Sequence[str]:
+    """Return the unexpected names without the body's prefix, which transformers 4 adds to names that lack it."""
+    added, wrapper, name = [*sorted(unexpected)[0].split(".", 2), "", ""][:3]
+    is_added = _VERSION < 5 and name in missing and all(key.startswith(f"{added}.{wrapper}.") for key in unexpected)
+    return [key.removeprefix(f"{added}.") for key in unexpected] if is_added else unexpected
 
 
 def _no_config(folder: Path) -> str:
