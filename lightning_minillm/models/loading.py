@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
+from packaging.version import Version
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,6 +25,7 @@ from lightning_minillm.models.multimodal import auto_class, has_towers, text_par
 
 Quantization = Literal["8bit", "4bit"]
 _QUANTIZATIONS = ("8bit", "4bit")
+_LOWEST_BITSANDBYTES = "0.47"  # older versions lose the scales of 8-bit models on the CPU, and their outputs are wrong
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DROPOUT_KEYS = ("dropout", "attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout")
 _SAVE_TOKENIZER = "save the tokenizer of the model's training there with tokenizer.save_pretrained(FOLDER)"
@@ -129,6 +132,12 @@ def _quantization_options(quantization: str, compute: torch.dtype) -> dict[str, 
     if find_spec("bitsandbytes") is None or find_spec("accelerate") is None:
         raise ImportError(
             "quantization needs bitsandbytes and accelerate: pip install 'lightning-minillm[quantization]'"
+        )
+    installed = version("bitsandbytes")
+    if Version(installed) < Version(_LOWEST_BITSANDBYTES):
+        raise ImportError(
+            f"quantization needs bitsandbytes {_LOWEST_BITSANDBYTES} or newer, got {installed}:"
+            " pip install 'lightning-minillm[quantization]'"
         )
     from transformers import BitsAndBytesConfig
 

@@ -182,6 +182,13 @@ def test_a_quantised_model_says_nearly_the_same(quantization, make_model, tmp_pa
     assert bytes_of[0] < bytes_of[1] / {"8bit": 3, "4bit": 6}[quantization]
 
 
+def test_a_bitsandbytes_that_loses_scales_is_refused(model_folder, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr(loading, "version", lambda name: "0.46.1")
+    with pytest.raises(ImportError, match=r"needs bitsandbytes 0\.47 or newer, got 0\.46\.1"):
+        load_causal_lm(model_folder, quantization="8bit")
+
+
 def test_an_unknown_quantization(model_folder):
     with pytest.raises(ValueError, match="8bit, 4bit or null, got '3bit'"):
         load_causal_lm(model_folder, quantization="3bit")
