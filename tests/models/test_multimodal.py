@@ -2,6 +2,7 @@ import pytest
 import torch
 from transformers import (
     Gemma3Config,
+    Gemma3ForCausalLM,
     Gemma3ForConditionalGeneration,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -76,7 +77,18 @@ def saved(make, folder):
 
 @pytest.mark.parametrize(
     ("make", "architecture"),
-    [(gemma3, "Gemma3ForCausalLM"), (llava, "LlamaForCausalLM"), (mistral3, "MistralForCausalLM")],
+    [
+        pytest.param(
+            gemma3,
+            "Gemma3ForCausalLM",
+            marks=pytest.mark.skipif(
+                Gemma3ForCausalLM.base_model_prefix != "model",
+                reason="transformers 4 names the wrong body for Gemma3ForCausalLM; the towers are then frozen",
+            ),
+        ),
+        (llava, "LlamaForCausalLM"),
+        (mistral3, "MistralForCausalLM"),
+    ],
 )
 def test_the_text_part_is_a_model_of_its_own(make, architecture, tmp_path):
     whole = saved(make, tmp_path / "whole")
@@ -89,6 +101,18 @@ def test_the_text_part_is_a_model_of_its_own(make, architecture, tmp_path):
     again = load_causal_lm(tmp_path / "exported")
     assert type(again) is type(text)
     torch.testing.assert_close(logits(again), logits(whole), rtol=0, atol=0)
+
+
+def test_towers_of_gemma3_are_frozen_where_its_class_names_the_wrong_body(tmp_path, monkeypatch):
+    """As in transformers 4."""
+    monkeypatch.setattr(Gemma3ForCausalLM, "base_model_prefix", "language_model")
+    whole = saved(gemma3, tmp_path)
+    with pytest.warns(UserWarning, match="a gemma3: its text part is used, the rest stays frozen"):
+        model = load_causal_lm(tmp_path)
+    torch.testing.assert_close(logits(model), logits(whole), rtol=0, atol=0)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen == {name for name, _ in model.named_parameters() if "vision" in name or "multi_modal" in name}
+    assert frozen
 
 
 def test_towers_of_a_text_part_without_a_class_are_frozen(tmp_path):

@@ -11,7 +11,8 @@ from lightning_minillm.models import split as split_file
 from lightning_minillm.rollout import cache as cache_file
 from lightning_minillm.rollout import decoder as decoder_file
 from lightning_minillm.rollout.cache import InPlaceCache, make_cache, rows_to_keep
-from lightning_minillm.rollout.decoder import Decoder
+from lightning_minillm.rollout.decoder import Decoder, make_decoder
+from lightning_minillm.rollout.full_pass import FullPassDecoder
 
 LENGTHS = [9, 9, 7, 6, 6, 3, 2, 1]
 
@@ -78,7 +79,12 @@ STATES = {
 }
 
 
-@pytest.mark.skipif(not hasattr(cache_utils, "LinearAttentionLayer"), reason="transformers 4 has caches of their own")
+needs_states = pytest.mark.skipif(
+    not hasattr(cache_utils, "LinearAttentionLayer"), reason="transformers 4 has no layers for states in its caches"
+)
+
+
+@needs_states
 @pytest.mark.parametrize("architecture", STATES)
 def test_states_of_ragged_prompts_are_those_of_each_prompt_alone(architecture, make_model, make_prompts):
     """Prompts are read by length and their states joined; then rows leave the batch."""
@@ -97,6 +103,15 @@ def test_states_of_ragged_prompts_are_those_of_each_prompt_alone(architecture, m
                     torch.testing.assert_close(seen[row], alone[step], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.skipif(hasattr(cache_utils, "LinearAttentionLayer"), reason="transformers 5 has layers for states")
+@pytest.mark.parametrize("architecture", STATES)
+def test_models_with_states_are_sampled_from_without_a_cache_in_transformers_4(architecture, make_model, make_prompts):
+    split = SplitCausalLM(make_model(architecture, seed=1, **{**SIZES, **STATES[architecture]}))
+    with torch.no_grad(), pytest.warns(UserWarning, match="is sampled from without a cache"):
+        assert isinstance(make_decoder(split, make_prompts(LENGTHS), LENGTHS, 5), FullPassDecoder)
+
+
+@needs_states
 def test_layers_of_an_unknown_kind_get_the_models_own_cache(make_model, monkeypatch):
     monkeypatch.setattr(cache_file, "_STATEFUL", ())
     config = make_model("lfm2", **{**SIZES, **STATES["lfm2"]}).config

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from transformers import cache_utils
 
 from lightning_minillm.models import SplitCausalLM
 from lightning_minillm.rollout import decoder as decoder_file
@@ -62,7 +63,10 @@ def test_states_of_a_sharded_model_are_not_cached(make_model, make_prompts, monk
     config = {"hidden_size": 16, "state_size": 4, "num_hidden_layers": 2, "expand": 2}
     split, prompts = SplitCausalLM(make_model("mamba", **config)), make_prompts(LENGTHS)
     monkeypatch.setattr(decoder_file, "is_sharded", lambda model: True)
-    with torch.no_grad(), pytest.warns(UserWarning, match="ranks that gather shards must take the same passes"):
+    # with transformers 4, Mamba is not sampled from with a cache at all
+    shared, unusable = "ranks that gather shards must take the same passes", "specify the `cache_position` manually"
+    match = shared if hasattr(cache_utils, "LinearAttentionLayer") else unusable
+    with torch.no_grad(), pytest.warns(UserWarning, match=match):
         assert isinstance(make_decoder(split, prompts, LENGTHS, 5), FullPassDecoder)
 
 
