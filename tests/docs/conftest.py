@@ -29,7 +29,8 @@ def everything(tmp_path_factory, make_model, make_chat_tokenizer):
         make_model("qwen2", vocab_size=300, max_position_embeddings=1024).save_pretrained(folder / name)
         make_chat_tokenizer().save_pretrained(folder / name)
     write_talks(folder / "my_talks")
-    write_dolly(folder / "dolly", folder / "my_data")
+    write_dolly(folder, folder / "my_data")
+    write_sources(folder)
     for name in ("self_inst.jsonl", "sni.jsonl"):
         shutil.copy(folder / "my_data" / "test.jsonl", folder / name)
     texts = [json.dumps({"text": text}) for text in generate_corpus(40)]
@@ -49,12 +50,20 @@ def write_talks(folder):
 
 
 def write_dolly(folder, data):
-    folder.mkdir()
-    for source, names in {"train": ["train"], "validation": ["dev", "validation"], "test": ["valid", "test"]}.items():
-        for name in names:
-            shutil.copy(data / f"{source}.jsonl", folder / f"{name}.jsonl")
-    with gzip.open(folder / "train.jsonl.gz", "wb") as file:
+    """The paper's splits under this project's names, and under those of the official files."""
+    shutil.copytree(data, folder / "dolly", ignore=lambda _, names: [n for n in names if not n.endswith(".jsonl")])
+    (folder / "official").mkdir()
+    for source, name in {"validation": "dev", "test": "valid"}.items():
+        shutil.copy(data / f"{source}.jsonl", folder / "official" / f"{name}.jsonl")
+    with gzip.open(folder / "official" / "train.jsonl.gz", "wb") as file:
         file.write((data / "train.jsonl").read_bytes())
+
+
+def write_sources(folder):
+    records = generate_records("train", 12)
+    for name, (before, after) in {"notes": ("instruction", "output"), "maths": ("question", "answer")}.items():
+        rows = [{before: record.instruction, after: record.responses[0]} for record in records]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
 
 
 def write_scifact(file):
